@@ -1,0 +1,299 @@
+"""Initial weights: He, Glorot, orthogonal and LSUV, for any activation.
+
+Every initialization is called as `init(model, inputs)` and returns a report, one row per layer. Biases are set to
+zero. Normalization layers keep torch's defaults (scale 1, shift 0). Weights are drawn from torch's global generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bipolar.errors import ConfigError, check_choice, check_float, check_int
+from bipolar.networks import Layer, layers_of
+
+Report = list[dict[str, Any]]
+
+
+@torch.no_grad()
+def second_moment(activation: Callable[[Tensor], Tensor]) -> float:
+    """E[f(z)^2] for z ~ N(0, 1), by Gauss-Legendre quadrature on each side of 0, where activations have their kink.
+
+    A bipolar activation is averaged over upright and flipped features, wherever its feature dimension is.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    reach = 12.0  # beyond it the normal density is below 1e-31
+    half = 0.5 * reach * (nodes + 1)
+    density = 0.5 * reach * weights * np.exp(-0.5 * half**2) / math.sqrt(2 * math.pi)
+    total = 0.0
+    for z, weight in zip([*half, *-half], [*density, *density], strict=True):
+        # two features (and two samples) along every dimension: one upright, one flipped
+        total += weight * float(activation(torch.full((2, 2, 2, 2), z, dtype=torch.float64)).square().mean())
+    return total
+
+
+def gain(activation: Callable[[Tensor], Tensor] | None) -> float:
+    """The factor 1 / sqrt(E[f(z)^2]) that keeps the variance of pre-activations at 1 through a layer with `activation`.
+
+    For ReLU this is He's sqrt(2) (arXiv:1502.01852, equation 10); torch's `calculate_gain` knows no ELU and no bipolar
+    function. 1 for None (no activation).
+
+    Raises:
+        ConfigError: the activation is zero everywhere.
+    """
+    if activation is None:
+        return 1.0
+    moment = second_moment(activation)
+    if not moment > 0:
+        raise ConfigError(f"no initial variance suits {activation!r}: it is zero for normally distributed input")
+    return 1 / math.sqrt(moment)
+
+
+def fan_in(linear: nn.Module) -> int:
+    """How many inputs one unit of the layer sums over."""
+    return int(_weight(linear)[0].numel())
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    weight = linear.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{type(linear).__name__} has no weight")
+    return weight
+
+
+def _gains(layers: list[Layer]) -> list[float]:
+    """For each layer the gain of the activation that feeds it; the first layer is fed by data of variance 1.
+
+    With the gain of the activation in front (not behind) every pre-activation has variance 1, which is what the
+    gain is computed for; it matters where f is not homogeneous, as ELU.
+    """
+    known: dict[str, float] = {}
+    gains = [1.0]
+    for layer in layers[:-1]:
+        key = repr(layer.activation)
+        if key not in known:
+            known[key] = gain(layer.activation)
+        gains.append(known[key])
+    return gains
+
+
+def _finish(layer: Layer, weight_mean: float) -> dict[str, Any]:
+    """Shift the weights, clear the bias, and report what the layer starts with."""
+    weight = _weight(layer.linear)
+    weight += weight_mean
+    if isinstance(layer.linear.bias, Tensor):
+        layer.linear.bias.zero_()
+    return {"layer": layer.name, "weight_mean": float(weight.mean()), "weight_std": float(weight.std(correction=0))}
+
+
+class _DrawnWeights:
+    """Initializations that look at one layer at a time and at no data."""
+
+    def __init__(self, weight_mean: float = 0.0) -> None:
+        self.weight_mean = check_float("weight_mean", weight_mean, -math.inf)
+
+    def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
+        raise TypeError(f"{type(self).__name__} does not say how weights are drawn")
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, inputs: Tensor | None = None) -> Report:
+        layers = layers_of(model)
+        report = []
+        for layer, layer_gain in zip(layers, _gains(layers), strict=True):
+            self.draw(_weight(layer.linear), layer_gain, fan_in(layer.linear))
+            report.append(_finish(layer, self.weight_mean))
+        return report
+
+
+class He(_DrawnWeights):
+    """Normal weights of variance gain^2 / fan_in (He et al., arXiv:1502.01852), with the gain of any activation."""
+
+    def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
+        nn.init.normal_(weight, std=gain / math.sqrt(fan_in))
+
+
+class Glorot(_DrawnWeights):
+    """Uniform weights of variance 2 / (fan_in + fan_out) (Glorot and Bengio, 2010), without a gain, as published."""
+
+    def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
+        nn.init.xavier_uniform_(weight)
+
+
+class Orthogonal(_DrawnWeights):
+    """Orthogonal weights (Saxe et al., arXiv:1312.6120) times the gain."""
+
+    def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
+        nn.init.orthogonal_(weight, gain)
+
+
+LSUV_VARIANTS = ("textbook", "authors")
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    post_activation: bool
+    tolerance: float
+    max_iterations: int
+
+
+_RECIPES = {"textbook": _Recipe(False, 0.1, 10), "authors": _Recipe(True, 0.001, 40)}
+
+
+class LSUV:
+    """Layer-sequential unit variance: scale each layer, first to last, until its output has variance 1 on real data.
+
+    `textbook` (Mishkin and Matas, arXiv:1511.06422): orthonormal weights, then the variance of the *pre*-activation;
+    tolerance 0.1, at most 10 rounds.
+
+    `authors` (the code of arXiv:1709.04054): normal weights, then the variance of the *post*-activation over all of
+    the layer's elements, the mean subtracted; tolerance 0.001, at most 40 rounds. A layer starts from the scale at
+    which the layer before it ended (their layers have one fan-in; here it is std * sqrt(fan_in) that is carried over).
+    The output layer has no activation, so there its plain output is measured.
+
+    Neither shifts a bias. Both need `inputs`, a batch as the network sees it in training; dropout is off while they
+    run. The layers are normalised in one forward pass, each as the pass reaches it. The model's modes, hooks and
+    buffers and the random generators are left as they were found.
+
+    Args:
+        variant: see above.
+        tolerance, max_iterations: None for the variant's own.
+        weight_mean: added to the weights as drawn, before they are scaled.
+
+    Raises (when called):
+        ConfigError: a layer's variance does not reach 1 (zero or not finite, or not within the rounds).
+    """
+
+    def __init__(
+        self,
+        variant: str = "textbook",
+        tolerance: float | None = None,
+        max_iterations: int | None = None,
+        weight_mean: float = 0.0,
+    ) -> None:
+        recipe = _RECIPES[check_choice("variant", variant, LSUV_VARIANTS)]
+        self.variant = variant
+        self.post_activation = recipe.post_activation
+        self.tolerance = recipe.tolerance if tolerance is None else check_float("tolerance", tolerance, open_low=True)
+        self.max_iterations = (
+            recipe.max_iterations if max_iterations is None else check_int("max_iterations", max_iterations)
+        )
+        self.weight_mean = check_float("weight_mean", weight_mean, -math.inf)
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, inputs: Tensor) -> Report:
+        layers = layers_of(model)
+        for layer in layers:
+            weight = _weight(layer.linear)
+            if self.post_activation:
+                nn.init.normal_(weight, std=1 / math.sqrt(fan_in(layer.linear)))
+            else:
+                nn.init.orthogonal_(weight)
+            _finish(layer, self.weight_mean)
+
+        report: Report = []
+        handles = []
+        for layer in layers:
+            hook = self._hook_post_activation if self.post_activation and layer.activation else self._hook_linear
+            handles += hook(layer, report)
+        try:
+            with _left_as_found(model, inputs.device):
+                model(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missed = {layer.name for layer in layers} - {row["layer"] for row in report}
+        if missed:
+            raise ConfigError(f"LSUV did not reach {', '.join(sorted(missed))}: the forward pass does not use them")
+        return report
+
+    def _hook_linear(self, layer: Layer, report: Report) -> list[Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return self._normalise(layer, partial(module.forward, *args), output, report)
+
+        return [layer.linear.register_forward_hook(hook)]
+
+    def _hook_post_activation(self, layer: Layer, report: Report) -> list[Any]:
+        seen: dict[str, Any] = {}
+
+        def remember(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            seen.update(args=args, output=output)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if args[0] is not seen.get("output"):
+                raise ConfigError(
+                    f"LSUV of the authors scales a linear map by what comes out of the activation; in {layer.name} "
+                    "another module lies between the two (use init.variant=textbook or network.norm=none)"
+                )
+            linear_args = seen.pop("args")
+            seen.clear()
+            return self._normalise(layer, lambda: module.forward(layer.linear.forward(*linear_args)), output, report)
+
+        assert layer.activation is not None
+        return [layer.linear.register_forward_hook(remember), layer.activation.register_forward_hook(hook)]
+
+    def _normalise(self, layer: Layer, compute: Callable[[], Tensor], output: Tensor, report: Report) -> Tensor:
+        weight = _weight(layer.linear)
+        before = _variance(output)
+        if self.post_activation and report:
+            weight *= report[-1]["scale"] / _scale(layer.linear)
+            output = compute()
+        variance = _variance(output)
+        rounds = 0
+        while abs(variance - 1) > self.tolerance:
+            if not (math.isfinite(variance) and variance > 0) or rounds == self.max_iterations:
+                raise ConfigError(
+                    f"LSUV cannot normalise {layer.name}: the variance of its output is {variance:.4g} after "
+                    f"{rounds} rounds (wanted: 1 within {self.tolerance:g})"
+                )
+            weight /= math.sqrt(variance)
+            output = compute()
+            variance = _variance(output)
+            rounds += 1
+        report.append(
+            {
+                "layer": layer.name,
+                "std_before": math.sqrt(before),
+                "std_after": math.sqrt(variance),
+                "rounds": rounds,
+                "scale": _scale(layer.linear),
+                "weight_mean": float(weight.mean()),
+                "weight_std": float(weight.std(correction=0)),
+            }
+        )
+        return output
+
+
+def _variance(output: Tensor) -> float:
+    return float(output.double().var(correction=0))
+
+
+def _scale(linear: nn.Module) -> float:
+    """The standard deviation of the weights in units of 1 / sqrt(fan_in)."""
+    return float(_weight(linear).std(correction=0)) * math.sqrt(fan_in(linear))
+
+
+@contextmanager
+def _left_as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Training mode without dropout inside; modes, buffers and random generators restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            model.train()
+            for module in model.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for buffer, value in buffers:
+                buffer.copy_(value)
