@@ -1,0 +1,373 @@
+"""The trainer: one loop for every network, data set and activation.
+
+A step counts an update of the weights. What is recorded at step s is measured by the forward pass that follows s
+updates, so step 0 shows the network as initialised; after the last update one more forward pass (without an update)
+records the activations of the trained network.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bipolar import checkpoint
+from bipolar.data.batches import Batch, Batches
+from bipolar.device import DEVICES, PRECISIONS, autocast
+from bipolar.errors import ConfigError, check_bool, check_choice, check_float, check_int
+from bipolar.recording.folder import FileRecorder, Record
+from bipolar.recording.loggers import Logger
+from bipolar.schedules import Schedule, parse_interval
+from bipolar.statistics import FIELDS, ActivationStatistics
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """See `configs/trainer/default.yaml` for what each option means."""
+
+    epochs: int | None = 10
+    max_steps: int | None = None
+    batch_size: int = 128
+    accumulate: int = 1
+    grad_clip: float | None = None
+    precision: str = "auto"
+    compile: bool = False
+    channels_last: bool = True
+    deterministic: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    log_every: int = 10
+    evaluate_every: int | None = None
+    statistics_every: int | str = 50
+    checkpoint_minutes: float = 5.0
+    max_minutes: float | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.max_steps is None:
+            raise ConfigError("epochs and max_steps are both null; give one of them")
+        for name in ("epochs", "max_steps"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), 0)
+        for name in ("batch_size", "accumulate", "log_every"):
+            check_int(name, getattr(self, name))
+        for name in ("evaluate_every", "threads"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name))
+        if self.accumulate > self.batch_size:
+            raise ConfigError(f"accumulate={self.accumulate} is not allowed; a batch has {self.batch_size} samples")
+        for name in ("grad_clip", "max_minutes"):
+            if getattr(self, name) is not None:
+                check_float(name, getattr(self, name), open_low=True)
+        check_float("checkpoint_minutes", self.checkpoint_minutes)
+        for name in ("compile", "channels_last", "deterministic", "progress"):
+            check_bool(name, getattr(self, name))
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("device", self.device, DEVICES)
+        parse_interval("statistics_every", self.statistics_every)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The number of updates: the smaller of `epochs` and `max_steps` where both are given."""
+        limits = [] if self.epochs is None else [self.epochs * steps_per_epoch]
+        return min(limits + ([] if self.max_steps is None else [self.max_steps]))
+
+
+class Trainer:
+    """Trains `model` and records what happens.
+
+    Args:
+        model: the network, on the device, initialised.
+        batches: the data.
+        optimizer: its parameter groups' learning rates are the base rates that `schedule` scales.
+        schedule: the learning-rate schedule.
+        options: see `TrainerOptions`; device and threads are the caller's business.
+        precision: float32, bfloat16 or float16 (with loss scaling).
+        files: where the records go first.
+        loggers: fed with the same records.
+        checkpoint_path: where checkpoints are written; resumed from with `resume()`.
+        should_stop: asked after every step (keep it cheap); a reason to stop, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        options: TrainerOptions,
+        *,
+        precision: str,
+        files: FileRecorder,
+        loggers: list[Logger],
+        checkpoint_path: Path,
+        should_stop: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.options = options
+        self.precision = precision
+        self.files = files
+        self.loggers = loggers
+        self.checkpoint_path = checkpoint_path
+        self.should_stop = should_stop
+
+        self.device = batches.device
+        self.total_steps = options.total_steps(batches.steps_per_epoch)
+        self.evaluate_every = options.evaluate_every or batches.steps_per_epoch
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.is_measured = parse_interval("statistics_every", options.statistics_every)
+        self.statistics = ActivationStatistics(model, batches.sample(2))
+        # Hooks come before compilation, or they would never fire. Evaluation runs the plain model: its batches have
+        # other shapes, and compiling for each would cost more than it saves.
+        self.training_model: Callable[[Tensor], Tensor] = torch.compile(model) if options.compile else model
+
+        self.step = 0
+        self.totals = torch.zeros(2, device=self.device)  # sums of loss and error since the last line of metrics
+        self.steps_in_totals = 0
+        self.pending: list[tuple[int, Tensor]] = []  # (step, statistics on the device) not yet written
+        self.last: Record = {}
+        self.best: Record = {}
+        self.images_seen = 0
+        self.images_in_records = 0  # those of images_seen that an images_per_second already speaks of
+        self.clock = _Stopwatch(self.device)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> tuple[str, str | None]:
+        """Train to the end. Returns the status and, for an interrupted run, the reason."""
+        started = saved = time.monotonic()
+        self.model.train()
+        self.clock.start()
+        diverged = False
+        while self.step < self.total_steps and not diverged:
+            epoch, offset = divmod(self.step, self.batches.steps_per_epoch)
+            for batch in self.batches.train(epoch, offset):
+                self.train_step(batch)
+                ended = self.step == self.total_steps
+                evaluate = ended or self.step % self.evaluate_every == 0
+                if evaluate or self.step % self.options.log_every == 0:
+                    diverged = not self.write_records()
+                if evaluate and not diverged:
+                    diverged = not self.validate()
+                if ended or diverged:
+                    break
+                reason = self.should_stop()
+                now = time.monotonic()
+                if reason is None and self.options.max_minutes and now - started > 60 * self.options.max_minutes:
+                    reason = "max_minutes"
+                if reason is not None or now - saved > 60 * self.options.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
+                if reason is not None:
+                    return "interrupted", reason
+        if diverged:
+            return "diverged", None
+        # Saved before the test set is read: if the process dies from here on, the end is made again, once.
+        self.save()
+        if self.total_steps == 0:
+            self.validate()
+        self.evaluate_and_record("test")
+        self.measure_final_state()
+        return "finished", None
+
+    def train_step(self, batch: Batch) -> None:
+        """One update. Nothing in here waits for the device."""
+        factor = self.schedule.factor(self.step, self.total_steps)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        measure = self.is_measured(self.step)
+        with self.statistics.measuring(measure):
+            self.forward_and_backward(batch)
+        if self.options.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if measure:
+            self.pending.append((self.step, self.statistics.take()))
+        self.steps_in_totals += 1
+        self.images_seen += len(batch[1])
+        self.step += 1
+
+    def forward_and_backward(self, batch: Batch) -> None:
+        inputs, targets = batch
+        parts = self.options.accumulate
+        for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+            with autocast(self.device, self.precision):
+                logits = self.training_model(x)
+                loss = F.cross_entropy(logits, y, reduction="sum") / len(targets)
+            self.scaler.scale(loss).backward()
+            with torch.no_grad():
+                errors = (logits.argmax(1) != y).sum() / len(targets)
+                self.totals += torch.stack([loss.detach().float(), errors])
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def write_records(self) -> bool:
+        """Write what was gathered on the device since the last time; the one place where the loop waits for it.
+
+        Returns False if the loss is not finite.
+        """
+        loss, error = (self.totals / max(1, self.steps_in_totals)).tolist()
+        with self.clock.paused():
+            seconds, images = self.clock.lap(), self.images_seen - self.images_in_records
+            self.write_statistics()
+            self.write_metrics(
+                {
+                    **self.position("train"),
+                    "loss": loss,
+                    "error": error,
+                    "learning_rate": self.optimizer.param_groups[0]["lr"],
+                    "images_per_second": images / seconds if seconds > 0 else None,
+                }
+            )
+            self.totals.zero_()
+            self.steps_in_totals = 0
+            self.images_in_records = self.images_seen
+        return math.isfinite(loss)
+
+    def position(self, split: str) -> Record:
+        return {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "split": split}
+
+    def write_metrics(self, record: Record) -> None:
+        self.last |= {f"{record['split']}_{key}": record[key] for key in ("loss", "error")}
+        self.files.metrics(record)
+        for logger in self.loggers:
+            logger.metrics(record)
+
+    def write_statistics(self) -> None:
+        if not self.pending:
+            return
+        steps = [step for step, _ in self.pending]
+        tables = torch.stack([table for _, table in self.pending]).tolist()
+        self.pending.clear()
+        for step, table in zip(steps, tables, strict=True):
+            epoch = step / self.batches.steps_per_epoch
+            records = [
+                {"step": step, "epoch": epoch, "layer": name, "index": index} | dict(zip(FIELDS, row, strict=True))
+                for index, (name, row) in enumerate(zip(self.statistics.names, table, strict=True), start=1)
+            ]
+            self.files.activations(records)
+            for logger in self.loggers:
+                logger.activations(records)
+
+    def measure_final_state(self) -> None:
+        """Statistics of the trained network on the first batch of the next epoch, in training mode, no update."""
+        inputs, _ = next(iter(self.batches.train(self.step // self.batches.steps_per_epoch)))
+        with torch.no_grad(), self.statistics.measuring(), autocast(self.device, self.precision):
+            self.model(inputs)
+        self.pending.append((self.step, self.statistics.take()))
+        self.write_statistics()
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def validate(self) -> bool:
+        """Evaluate on the validation split. Returns False if the loss is not finite."""
+        record = self.evaluate_and_record("valid")
+        self.schedule.observe(record["loss"])
+        if not self.best or record["loss"] < self.best["valid_loss"]:
+            self.best = {"step": self.step, "valid_loss": record["loss"], "valid_error": record["error"]}
+        return math.isfinite(record["loss"])
+
+    def evaluate_and_record(self, split: str) -> Record:
+        with self.clock.paused():
+            loss, error = self.evaluate(split)
+            record = {**self.position(split), "loss": loss, "error": error}
+            self.write_metrics(record)
+        return record
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> tuple[float, float]:
+        """Mean cross-entropy (in nats) and error (fraction) over all of a split."""
+        self.model.eval()
+        totals = torch.zeros(2, device=self.device)
+        for inputs, targets in self.batches.evaluation(split):
+            with autocast(self.device, self.precision):
+                logits = self.model(inputs)
+                loss = F.cross_entropy(logits, targets, reduction="sum")
+            totals += torch.stack([loss.float(), (logits.argmax(1) != targets).sum().float()])
+        self.model.train()
+        loss_sum, errors = totals.tolist()
+        size = len(self.batches.splits[split])
+        return loss_sum / size, errors / size
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        with self.clock.paused():
+            self.write_statistics()
+            checkpoint.save(
+                self.checkpoint_path,
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "random": checkpoint.random_state(),
+                    "step": self.step,
+                    "totals": self.totals,
+                    "steps_in_totals": self.steps_in_totals,
+                    "last": self.last,
+                    "best": self.best,
+                    "images_seen": self.images_seen,
+                    "training_seconds": self.clock.total,
+                    "files": self.files.positions(),
+                },
+            )
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint, bit for bit: the records written after it are dropped and made again."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        checkpoint.restore_random_state(state["random"])
+        self.step = state["step"]
+        self.totals.copy_(state["totals"])
+        self.steps_in_totals = state["steps_in_totals"]
+        self.last, self.best = state["last"], state["best"]
+        self.images_seen = self.images_in_records = state["images_seen"]
+        self.clock.total = state["training_seconds"]
+        self.files.rewind(state["files"])
+
+
+class _Stopwatch:
+    """Seconds of training. It stands still inside `paused()`: evaluation and saving do not count."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.total = 0.0
+        self._lap = 0.0
+        self._mark = time.perf_counter()
+
+    def start(self) -> None:
+        self._mark = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # rare: work that is still queued belongs to the training
+        elapsed = time.perf_counter() - self._mark
+        self.total += elapsed
+        self._lap += elapsed
+        try:
+            yield
+        finally:
+            self.start()
+
+    def lap(self) -> float:
+        """Seconds since the last call; to be called while paused."""
+        seconds, self._lap = self._lap, 0.0
+        return seconds
