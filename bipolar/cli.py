@@ -1,0 +1,161 @@
+"""What the commands have in common: running one job, exit statuses, and errors as one line.
+
+Exit statuses: 0 finished or diverged (that is a result), 1 failed, 2 wrong input, 130 and 143 after SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from bipolar import sweep
+from bipolar.errors import ConfigError, nearest
+from bipolar.recording.folder import Record
+from bipolar.run import run
+from bipolar.runs import is_done, run_folder
+
+
+def execute(cfg: DictConfig, number: int | None = None) -> float | None:
+    """Run one job and report it. Returns the best validation loss, for sweepers that want a figure to minimise.
+
+    Alone (`number` is None), it ends the process with the job's exit status. As a job of a sweep it never raises: what
+    went wrong is recorded, and the other jobs go on.
+    """
+    stop = sweep.StopFile()
+    in_sweep = number is not None
+    if in_sweep and stop():
+        return None
+    started = time.monotonic()
+    summary: Record = {}
+    try:
+        summary = run(cfg, stop)
+        status, line = summary["status"], _result_line(cfg, summary, time.monotonic() - started)
+    except ConfigError as error:
+        status, line = "refused", f"error: {error}"
+    except KeyboardInterrupt:
+        status, line = "interrupted", f"interrupted {run_folder(cfg)}"
+        summary = {"reason": "SIGINT"}
+    except Exception:
+        traceback.print_exc()
+        status, line = "failed", f"failed {run_folder(cfg)}: {traceback.format_exc().strip().splitlines()[-1]}"
+    reason = summary.get("reason")
+    signalled = status == "interrupted" and reason in signal.Signals.__members__
+    if in_sweep:
+        assert number is not None
+        if signalled:
+            stop.request(str(reason))
+        sweep.report_job(number, {"status": status, "line": line, "figures": _figures(summary)})
+        return summary.get("best", {}).get("valid_loss")
+    print(line, file=sys.stderr if status in ("refused", "failed") else sys.stdout, flush=True)
+    exit_status = {"refused": 2, "failed": 1}.get(status, 0)
+    if signalled:
+        exit_status = 128 + signal.Signals[str(reason)]
+    if exit_status:
+        sys.exit(exit_status)
+    return summary.get("best", {}).get("valid_loss")
+
+
+def _result_line(cfg: DictConfig, summary: Record, seconds: float) -> str:
+    figures = _figures(summary)
+    parts = [
+        "skipped (finished before)" if summary.get("skipped") else summary["status"],
+        str(run_folder(cfg)),
+        figures,
+        "" if summary.get("skipped") else f"{seconds:.1f} s",
+    ]
+    line = "  ".join(part for part in parts if part)
+    if summary["status"] == "interrupted":
+        done = f"{summary['steps']} of {summary['total_steps']} steps"
+        line += f"  ({summary['reason']} after {done}; the same command goes on)"
+    return line
+
+
+def _figures(summary: Record) -> str:
+    final = summary.get("final") or {}
+    texts = []
+    if final.get("train_loss") is not None:
+        texts.append(f"train loss {final['train_loss']:.4f}")
+    for split in ("valid", "test"):
+        if final.get(f"{split}_error") is not None:
+            texts.append(f"{split} error {final[f'{split}_error']:.2%}")
+    return ", ".join(texts)
+
+
+def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
+    """Run Hydra's entry point `job` with errors as one line; for a sweep, look at every job before the first starts."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of being printed by Hydra
+    # argparse wants its flags before or after all overrides; people put -m between them as well
+    flags = [argument for argument in arguments if argument in ("-m", "--multirun")][:1]
+    arguments = flags + [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    sys.argv[1:] = arguments
+    try:
+        jobs = _jobs_of_sweep(arguments)
+        if jobs is None:
+            job()
+            return 0
+        with sweep.Monitor(len(jobs)) as monitor:
+            job()
+        return monitor.report()
+    except ConfigError as error:
+        message = str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        message = explain(error)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _jobs_of_sweep(arguments: Sequence[str]) -> list[DictConfig] | None:
+    """The checked jobs of a sweep; None if this is no sweep."""
+    args = get_args_parser().parse_args(list(arguments))
+    if not args.multirun or args.help or args.hydra_help or args.cfg or args.info:
+        return None
+    jobs = sweep.expand(args.overrides)
+    to_do = [cfg for cfg in jobs if not is_done(run_folder(cfg))]
+    if to_do:
+        from bipolar import build  # imports torch, which a sweep that is done can do without
+
+        for cfg in to_do:
+            build.check(cfg)
+    return jobs
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra's or OmegaConf's: what was wrong, what is allowed, the nearest name."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read: {str(error).splitlines()[0]}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = _all_options(group) or list(error.options)
+        return f"{group}={name} is not there; choose from {', '.join(options)}{nearest(name, options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key and cause.parent_node is not None:
+        parent = cause.parent_node
+        keys = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+        if keys and str(cause.key) not in keys:
+            return (
+                f"there is no option {cause.full_key}; "
+                f"the options there are {', '.join(keys)}{nearest(str(cause.key), keys)}"
+            )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2])
+    if "No match in the defaults list" in text or "Could not find match for" in text:
+        name = text.split("'")[1]
+        groups = sorted(path.name for path in sweep.CONFIGS.iterdir() if path.is_dir())
+        return f"there is no configuration group {name}; choose from {', '.join(groups)}{nearest(name, groups)}"
+    return text
+
+
+def _all_options(group: str) -> list[str]:
+    """The files of a configuration group, those in subfolders too (as `quick/cnn`)."""
+    folder = sweep.CONFIGS / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))

@@ -1,0 +1,101 @@
+"""Run folders: where the run of a configuration lives, and reading what it left. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bipolar.recording.folder import ACTIVATIONS, DONE, METRICS, Record, read_json, read_jsonl, read_summary
+
+NOT_IDENTITY = (
+    "experiment_name",
+    "output_root",
+    "data",
+    "logger",
+    "trainer.checkpoint_minutes",
+    "trainer.max_minutes",
+    "trainer.progress",
+    "trainer.threads",
+)
+"""Options that say where or how a run is carried out, not what is computed: they do not change its id."""
+
+
+def run_id(cfg: DictConfig) -> str:
+    """A readable name derived from the configuration: the same configuration has the same id, on any machine.
+
+    Interpolations are left unresolved in the hash: `${data.root}/x.npz` names the same data wherever the root is.
+    """
+    identity = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(identity, dict)
+    for key in NOT_IDENTITY:
+        *parents, last = key.split(".")
+        node = identity
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(last, None)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    names = [cfg[group].name for group in ("activation", "network", "dataset", "init")]
+    return "-".join([*names, f"lr{cfg.optimizer.lr}", f"seed{cfg.seed}", digest])
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    return Path(cfg.output_root) / cfg.experiment_name / run_id(cfg)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back from its folder."""
+
+    folder: Path
+    config: DictConfig
+    summary: Record
+    environment: Record
+    metrics: list[Record]
+    activations: list[Record]
+
+    @property
+    def activation(self) -> str:
+        return str(self.config.activation.name)
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.seed)
+
+    def curve(self, split: str, key: str) -> tuple[list[int], list[float | None]]:
+        """Steps and values of one figure of metrics.jsonl, e.g. `curve("train", "loss")`."""
+        rows = [row for row in self.metrics if row["split"] == split]
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+    def layers(self, key: str, step: int | None = None) -> list[float | None]:
+        """One figure of activations.jsonl for every layer, first to last; at the last measured step by default."""
+        if step is None:
+            step = max(row["step"] for row in self.activations)
+        rows = sorted((row for row in self.activations if row["step"] == step), key=lambda row: row["index"])
+        return [row[key] for row in rows]
+
+
+def read_run(folder: Path) -> Run:
+    summary = read_summary(folder)
+    if summary is None:
+        raise FileNotFoundError(f"{folder} holds no finished run (no summary.json)")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return Run(
+        folder=folder,
+        config=config,
+        summary=summary,
+        environment=read_json(folder / "environment.json"),
+        metrics=read_jsonl(folder / METRICS),
+        activations=read_jsonl(folder / ACTIVATIONS),
+    )
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run has nothing left to do."""
+    summary: Any = read_summary(folder)
+    return summary is not None and summary["status"] in DONE

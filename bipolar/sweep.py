@@ -1,0 +1,170 @@
+"""Sweeps: what jobs a command line stands for, and watching them run.
+
+Hydra and its launchers run the jobs; they may do so in other processes. Each job leaves a small file in a temporary
+folder, named by the environment variable BIPOLAR_SWEEP, when it ends; from these the parent process shows the
+progress and knows the exit status. A file `stop` in the same folder asks every job to save itself and end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from omegaconf import DictConfig
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+VARIABLE = "BIPOLAR_SWEEP"
+POLL_SECONDS = 0.2
+
+
+def compose(overrides: Sequence[str] = (), config_dir: Path = CONFIGS) -> DictConfig:
+    """The configuration of one run, as the command line composes it."""
+    import hydra
+
+    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def expand(overrides: Sequence[str], config_dir: Path = CONFIGS) -> list[DictConfig]:
+    """The configurations of all jobs that `train.py -m` runs for these overrides, in order.
+
+    The grid of an experiment or sweep file (`hydra.sweeper.params`) counts, and the overrides go before it.
+    """
+    import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        parser = OverridesParser.create()
+        fixed = [
+            text
+            for text, parsed in zip(overrides, parser.parse_overrides(list(overrides)), strict=True)
+            if not parsed.is_sweep_override()
+        ]
+        base = hydra.compose("train", fixed, return_hydra_config=True)
+        grid = [f"{key}={value}" for key, value in (base.hydra.sweeper.get("params") or {}).items()]
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*grid, *overrides]), None)
+        return [hydra.compose("train", job) for job in jobs]
+
+
+def report_job(number: int, record: dict[str, Any]) -> None:
+    """Tell the process that watches the sweep, if there is one, how a job ended."""
+    folder = os.environ.get(VARIABLE)
+    if folder:
+        temporary = Path(folder, f"{number}.new")
+        temporary.write_text(json.dumps(record))
+        temporary.replace(Path(folder, f"{number}.json"))
+
+
+class StopFile:
+    """Callable that gives the reason to stop once the sweep was asked to; looks at the disk twice a second at most."""
+
+    def __init__(self) -> None:
+        folder = os.environ.get(VARIABLE)
+        self._path = Path(folder, "stop") if folder else None
+        self._reason: str | None = None
+        self._next_look = 0.0
+
+    def __call__(self) -> str | None:
+        if self._path is not None and self._reason is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + 0.5
+            if self._path.exists():
+                self._reason = self._path.read_text()
+        return self._reason
+
+    def request(self, reason: str) -> None:
+        if self._path is not None:
+            self._path.write_text(reason)
+
+
+class Monitor:
+    """Shows the jobs of a sweep as they end, and turns SIGINT and SIGTERM into a request to all jobs to stop."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.records: list[dict[str, Any]] = []
+        self.stopped_by: str | None = None
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Monitor:
+        self._folder = Path(tempfile.mkdtemp(prefix="bipolar-sweep-"))
+        os.environ[VARIABLE] = str(self._folder)
+        self._seen: set[Path] = set()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.total, desc="sweep", unit="run", dynamic_ncols=True, position=0)
+        self._previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._collect()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        stop = self._folder / "stop"
+        self.stopped_by = stop.read_text() if stop.exists() else None
+        if self._bar is not None:
+            self._bar.close()
+        del os.environ[VARIABLE]
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        stop = self._folder / "stop"
+        if stop.exists():
+            raise KeyboardInterrupt  # the second one does not wait
+        stop.write_text(signal.Signals(number).name)
+        self._write("stopping: every running job saves a checkpoint first (once more to stop at once)")
+
+    def _watch(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self._collect()
+
+    def _collect(self) -> None:
+        for path in sorted(self._folder.glob("*.json"), key=lambda path: int(path.stem)):
+            if path not in self._seen:
+                self._seen.add(path)
+                self.records.append(json.loads(path.read_text()))
+                self._write(f"[{len(self.records)}/{self.total}] {self.records[-1]['line']}")
+                if self._bar is not None:
+                    self._bar.update(1)
+                    self._bar.set_postfix_str(self.records[-1].get("figures", ""))
+
+    def _write(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+    def report(self) -> int:
+        """Print how the sweep ended; returns the exit status: 0, 1 (a run failed), 2 (a wrong value), 130 or 143."""
+        counts: dict[str, int] = {}
+        for record in self.records:
+            counts[record["status"]] = counts.get(record["status"], 0) + 1
+        text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        print(f"{len(self.records)} of {self.total} runs: {text or 'none'} ({time.monotonic() - self._started:.1f} s)")
+        for record in self.records:
+            if record["status"] in ("failed", "refused"):
+                print(f"  {record['line']}", file=sys.stderr)
+        if self.stopped_by:
+            return 128 + signal.Signals[self.stopped_by]
+        if "failed" in counts or len(self.records) < self.total:
+            return 1
+        return 2 if "refused" in counts else 0

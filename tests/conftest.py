@@ -1,0 +1,35 @@
+"""One thread per test process: the tests run several processes at once, and none is about speed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = [
+    "network.depth=2",
+    "network.width=16",
+    "dataset=gaussian",
+    "dataset.train_size=256",
+    "dataset.test_size=64",
+    "dataset.shape=[8]",
+    "trainer.batch_size=32",
+    "trainer.epochs=2",
+    "trainer.precision=float32",
+    "trainer.device=cpu",
+    "trainer.log_every=2",
+    "trainer.statistics_every=3",
+]
+"""Overrides of a run that takes a fraction of a second."""
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[..., object]:
+    """Composes the configuration of a tiny run whose folder is below tmp_path; overrides go last."""
+    from bipolar import sweep
+
+    return lambda *overrides: sweep.compose([*TINY, f"output_root={tmp_path}/outputs", *overrides])
