@@ -53,7 +53,7 @@ def processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    return {"platform": platform.platform(), "processor": processor(), "cores": os.cpu_count()}
+    return {"platform": f"{platform.system()} {platform.machine()}", "processor": processor(), "cores": os.cpu_count()}
 
 
 def command() -> str:

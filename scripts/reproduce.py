@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Run what is missing of a profile's experiments, then write results/<profile>/.
+
+    python scripts/reproduce.py --profile quick
+
+Each experiment is the sweep `train.py -m experiment=<profile>/<claim>`; runs that are finished are not repeated, and
+where nothing is missing nothing is done.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bipolar.errors import nearest
+from bipolar.runs import is_done, run_folder
+from bipolar.sweep import CONFIGS, expand
+
+ROOT = CONFIGS.parent
+EXPERIMENTS = CONFIGS / "experiment"
+
+
+def main() -> int:
+    profiles = sorted(path.name for path in EXPERIMENTS.iterdir() if path.is_dir())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="quick", help=f"one of {', '.join(profiles)}")
+    parser.add_argument("--workers", type=int, default=2, help="processes that train at the same time")
+    parser.add_argument("--output-root", default="outputs", help="where the run folders are")
+    parser.add_argument("--results", default="results", help="where the results go")
+    args = parser.parse_args()
+    if args.profile not in profiles:
+        hint = nearest(args.profile, profiles)
+        parser.exit(2, f"error: --profile={args.profile} is not there; choose from {', '.join(profiles)}{hint}\n")
+    if args.workers < 1:
+        parser.exit(2, f"error: --workers={args.workers} is not allowed; give an integer of at least 1\n")
+
+    started = time.monotonic()
+    claims: dict[str, list[Path]] = {}
+    for path in sorted((EXPERIMENTS / args.profile).glob("*.yaml")):
+        overrides = [f"experiment={args.profile}/{path.stem}", f"output_root={args.output_root}"]
+        folders = claims[path.stem] = [run_folder(cfg) for cfg in expand(overrides)]
+        missing = sum(not is_done(folder) for folder in folders)
+        if missing:
+            print(f"{args.profile}/{path.stem}: {missing} of {len(folders)} runs to do", flush=True)
+            sweep = [sys.executable, "scripts/train.py", "-m", *overrides]
+            sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={args.workers}"]
+            status = subprocess.run(sweep, cwd=ROOT).returncode
+            if status:
+                return status
+
+    from experiments import report  # imports matplotlib
+
+    results = Path(args.results) / args.profile
+    folders = [folder for members in claims.values() for folder in members]
+    if report.is_current(results, folders):
+        print(f"nothing to do: all {len(folders)} runs are finished and {results}/report.md is made from them")
+        return 0
+    report.write(args.profile, claims, results, f"make reproduce PROFILE={args.profile}")
+    print(f"wrote {results}/report.md from {len(folders)} runs ({time.monotonic() - started:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
