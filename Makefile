@@ -1,7 +1,7 @@
 # Every target works first in a fresh clone: what it needs, it sets up.
 PYTHON  ?= python3
 PROFILE ?= quick
-WORKERS ?= 2
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help

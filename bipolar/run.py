@@ -73,7 +73,8 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
     loggers = make_loggers(OmegaConf.to_container(cfg.logger, resolve=True) or {}, progress=options.progress)  # type: ignore[arg-type]
 
     with _locked(folder):
-        (folder / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, "error.txt"):
+            (folder / name).unlink(missing_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         write_json(folder / "environment.json", describe(device, precision, threads))
         if report is not None:
@@ -110,6 +111,9 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
                     logger.start(info)
                 status, reason = trainer.fit()
                 summary = _summary(folder, trainer, status, reason)
+            except KeyboardInterrupt:
+                summary = _summary(folder, trainer, "interrupted", "SIGINT")
+                raise
             except BaseException as error:
                 summary = {**_summary(folder, trainer, "failed", None), "error": _last_line(error)}
                 (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

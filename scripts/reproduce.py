@@ -3,6 +3,8 @@
 
     python scripts/reproduce.py --profile quick
 
+    python scripts/reproduce.py --profile quick --results /tmp/try trainer.max_steps=20     # to try something out
+
 Each experiment is the sweep `train.py -m experiment=<profile>/<claim>`; runs that are finished are not repeated, and
 where nothing is missing nothing is done.
 """
@@ -28,6 +30,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that train at the same time")
     parser.add_argument("--output-root", default="outputs", help="where the run folders are")
     parser.add_argument("--results", default="results", help="where the results go")
+    parser.add_argument("overrides", nargs="*", help="options of every run, as for train.py; need a --results")
     args = parser.parse_args()
     if args.profile not in profiles:
         hint = nearest(args.profile, profiles)
@@ -35,10 +38,13 @@ def main() -> int:
     if args.workers < 1:
         parser.exit(2, f"error: --workers={args.workers} is not allowed; give an integer of at least 1\n")
 
+    if args.overrides and args.results == parser.get_default("results"):
+        parser.exit(2, "error: with other options these are not the profile's results; give a folder: --results\n")
+
     started = time.monotonic()
     claims: dict[str, list[Path]] = {}
     for path in sorted((EXPERIMENTS / args.profile).glob("*.yaml")):
-        overrides = [f"experiment={args.profile}/{path.stem}", f"output_root={args.output_root}"]
+        overrides = [f"experiment={args.profile}/{path.stem}", f"output_root={args.output_root}", *args.overrides]
         folders = claims[path.stem] = [run_folder(cfg) for cfg in expand(overrides)]
         missing = sum(not is_done(folder) for folder in folders)
         if missing:
@@ -56,7 +62,8 @@ def main() -> int:
     if report.is_current(results, folders):
         print(f"nothing to do: all {len(folders)} runs are finished and {results}/report.md is made from them")
         return 0
-    report.write(args.profile, claims, results, f"make reproduce PROFILE={args.profile}")
+    command = " ".join(["make reproduce", f"PROFILE={args.profile}", *args.overrides])
+    report.write(args.profile, claims, results, command)
     print(f"wrote {results}/report.md from {len(folders)} runs ({time.monotonic() - started:.0f} s)")
     return 0
 

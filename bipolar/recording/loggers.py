@@ -92,17 +92,23 @@ class WandbLogger:
         # here, or this job would log into it.
         if wandb.run is not None:
             wandb.finish(exit_code=1)
-        self._run = wandb.init(
-            **self.options,
-            group=self.group or info.experiment,
-            name=info.run_id,
-            # unique among all experiments of the project, and the same when the run is resumed
-            id=f"{info.experiment.replace('/', '-')}-{info.run_id}"[-128:],
-            resume="allow" if self.options["mode"] == "online" else None,
-            dir=str(info.folder),
-            config=info.config,
-            settings=wandb.Settings(console="off", quiet=True),
-        )
+        try:
+            self._run = wandb.init(
+                **self.options,
+                group=self.group or info.experiment,
+                name=info.run_id,
+                # unique among all experiments of the project, and the same when the run is resumed
+                id=f"{info.experiment.replace('/', '-')}-{info.run_id}"[-128:],
+                resume="allow" if self.options["mode"] == "online" else None,
+                dir=str(info.folder),
+                config=info.config,
+                settings=wandb.Settings(console="off", quiet=True),
+            )
+        except wandb.errors.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"logger=wandb could not start ({reason}); logger.wandb.mode=offline needs no account and no network"
+            ) from error
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 

@@ -1,0 +1,137 @@
+"""From an experiment's grid to results: the command, the report, and that its numbers are the runs' numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bipolar.run import run
+from bipolar.runs import Run, read_run, run_folder
+from bipolar.sweep import CONFIGS, expand
+from experiments import report
+from experiments.summaries import by_activation, cell, mean_interval, percent, significant
+from experiments.tables import training_table
+
+ROOT = CONFIGS.parent
+CLAIMS = sorted(path.stem for path in (CONFIGS / "experiment" / "quick").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The runs of a small version of quick/deep_mlp."""
+    root = tmp_path_factory.mktemp("outputs")
+    small = ["trainer.max_steps=8", "network.depth=3", "network.width=16", "trainer.log_every=2"]
+    grid = expand(["experiment=quick/deep_mlp", f"output_root={root}", *small])
+    for cfg in grid:
+        run(cfg)
+    return [run_folder(cfg) for cfg in grid]
+
+
+@pytest.fixture
+def runs(folders: list[Path]) -> list[Run]:
+    return [read_run(folder) for folder in folders]
+
+
+def test_every_experiment_of_a_grid_has_a_file_that_reads_it() -> None:
+    for path in (CONFIGS / "experiment").glob("*/*.yaml"):
+        assert (ROOT / "experiments" / f"{path.stem}.py").exists()
+
+
+def test_grid_is_four_activations_with_three_seeds_on_the_same_data(runs: list[Run]) -> None:
+    groups = by_activation(runs)
+    assert list(groups) == ["relu", "brelu", "elu", "belu"]
+    assert all([run.seed for run in members] == [0, 1, 2] for members in groups.values())
+
+
+def test_interval_is_students_t() -> None:
+    values = [1.0, 2.0, 4.0, 4.5]
+    mean, half = mean_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean == pytest.approx(statistics.mean(values))
+    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+
+
+def test_cell_leaves_out_what_is_not_finite_and_says_nothing_of_nothing() -> None:
+    assert cell([0.25, float("nan")], percent) == "25.00 %"
+    assert cell([float("nan")], significant) == "–"
+
+
+def test_table_holds_the_runs_figures(runs: list[Run]) -> None:
+    row = next(row for row in training_table(runs) if row["activation"] == "BELU")
+    errors = [run.summary["final"]["test_error"] for run in runs if run.activation == "belu"]
+    assert row["test error"].startswith(f"{100 * np.mean(errors):.2f} %")
+    assert row["runs"] == "3"
+
+
+def test_report_is_made_from_the_runs_and_known_to_be_current(folders: list[Path], tmp_path: Path) -> None:
+    results = tmp_path / "quick"
+    assert not report.is_current(results, folders)
+    written = report.write("quick", {"deep_mlp": folders}, results, "make reproduce")
+    assert report.is_current(results, folders)
+    assert all(path.stat().st_size > 0 for path in written)
+    text = (results / "report.md").read_text(encoding="utf-8")
+    with (results / "deep_mlp" / "table.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            assert all(value.replace("|", "\\|") in text for value in row.values())
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (results / link).exists()
+    provenance = json.loads((results / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["runs"] == 12
+    assert provenance["threads"] == 1
+    assert not re.search(r"(^|[\s\"'`(])/(home|root|tmp|work)", text + json.dumps(provenance))
+
+
+def test_report_is_the_same_file_for_the_same_runs(folders: list[Path], tmp_path: Path) -> None:
+    first = report.write("quick", {"deep_mlp": folders}, tmp_path / "a", "make reproduce")
+    second = report.write("quick", {"deep_mlp": folders}, tmp_path / "b", "make reproduce")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_report_is_not_current_without_a_figure_or_with_other_runs(folders: list[Path], tmp_path: Path) -> None:
+    report.write("quick", {"deep_mlp": folders}, tmp_path, "make reproduce")
+    assert not report.is_current(tmp_path, folders[:-1])
+    (tmp_path / "deep_mlp" / "figure.svg").unlink()
+    assert not report.is_current(tmp_path, folders)
+
+
+def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "scripts/reproduce.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_reproduce_runs_what_is_missing_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    places = ["--output-root", str(tmp_path / "out"), "--results", str(tmp_path / "results"), "--workers", "1"]
+    small = ["trainer.max_steps=0", "network.dropout=0.5", "seed=0"]
+    first = reproduce(*places, *small)
+    assert first.returncode == 0, first.stderr
+    for claim in CLAIMS:
+        assert f"quick/{claim}: 4 of 4 runs to do" in first.stdout
+        assert (tmp_path / "results" / "quick" / claim / "figure.png").exists()
+    second = reproduce(*places, *small)
+    assert second.returncode == 0
+    assert second.stdout.startswith("nothing to do: all ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "quik"], "did you mean 'quick'"),
+        (["--workers", "0"], "at least 1"),
+        (["trainer.max_steps=0"], "--results"),
+    ],
+)
+def test_reproduce_refuses_wrong_arguments_in_one_line(arguments: list[str], message: str) -> None:
+    done = reproduce(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
