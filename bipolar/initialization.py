@@ -6,6 +6,7 @@ zero. Normalization layers keep torch's defaults (scale 1, shift 0). Weights are
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ def second_moment(activation: Callable[[Tensor], Tensor]) -> float:
 
     A bipolar activation is averaged over upright and flipped features, wherever its feature dimension is.
     """
+    if isinstance(activation, nn.Module):
+        activation = copy.deepcopy(activation).cpu().double()  # one with parameters has them in float32
     nodes, weights = np.polynomial.legendre.leggauss(64)
     reach = 12.0  # beyond it the normal density is below 1e-31
     half = 0.5 * reach * (nodes + 1)
@@ -75,14 +78,7 @@ def _gains(layers: list[Layer]) -> list[float]:
     With the gain of the activation in front (not behind) every pre-activation has variance 1, which is what the
     gain is computed for; it matters where f is not homogeneous, as ELU.
     """
-    known: dict[str, float] = {}
-    gains = [1.0]
-    for layer in layers[:-1]:
-        key = repr(layer.activation)
-        if key not in known:
-            known[key] = gain(layer.activation)
-        gains.append(known[key])
-    return gains
+    return [1.0, *(gain(layer.activation) for layer in layers[:-1])]
 
 
 def _finish(layer: Layer, weight_mean: float) -> dict[str, Any]:
@@ -247,7 +243,7 @@ class LSUV:
             output = compute()
         variance = _variance(output)
         rounds = 0
-        while abs(variance - 1) > self.tolerance:
+        while not abs(variance - 1) <= self.tolerance:  # so that NaN does not pass
             if not (math.isfinite(variance) and variance > 0) or rounds == self.max_iterations:
                 raise ConfigError(
                     f"LSUV cannot normalise {layer.name}: the variance of its output is {variance:.4g} after "

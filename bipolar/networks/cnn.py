@@ -45,7 +45,7 @@ class CNN(nn.Module):
         super().__init__()
         if len(input_shape) != 3:
             raise ConfigError(f"a CNN needs images [C, H, W]; this data set has samples of shape {tuple(input_shape)}")
-        if isinstance(widths, (str, int)) or not widths:
+        if not isinstance(widths, (list, tuple)) or not widths:
             raise ConfigError(f"widths={widths!r} is not allowed; give a list of integers, such as [32,32,64,64]")
         for width in widths:
             check_int("widths", width)

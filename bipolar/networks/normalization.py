@@ -8,11 +8,11 @@ from bipolar.errors import check_choice
 
 NORMS = ("none", "batch", "group", "layer")
 GROUPS = 8
-"""Groups of GroupNorm: the largest divisor of the number of features that is at most this."""
 
 
-def groups_for(features: int) -> int:
-    return max(g for g in range(1, min(GROUPS, features) + 1) if features % g == 0)
+def groups_for(features: int, smallest: int = 1) -> int:
+    """Groups of GroupNorm: as many as there can be, up to `GROUPS`, of equal size and with at least `smallest` each."""
+    return max(g for g in range(1, GROUPS + 1) if features % g == 0 and (features // g >= smallest or g == 1))
 
 
 def make_norm(norm: str, features: int, spatial_dims: int) -> nn.Module | None:
@@ -26,4 +26,6 @@ def make_norm(norm: str, features: int, spatial_dims: int) -> nn.Module | None:
         return None
     if norm == "batch":
         return nn.BatchNorm2d(features) if spatial_dims else nn.BatchNorm1d(features)
-    return nn.GroupNorm(1 if norm == "layer" else groups_for(features), features)
+    # Without positions a group of one feature is normalised to zero, and one of two to plus and minus one.
+    groups = 1 if norm == "layer" else groups_for(features, smallest=1 if spatial_dims else 4)
+    return nn.GroupNorm(groups, features)
