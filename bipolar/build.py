@@ -6,19 +6,22 @@ people and run ids. Names of options in error messages are those of the command 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import hydra.utils
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from bipolar.data.batches import Augmentation, Batches, carve_validation
 from bipolar.data.sources import Arrays
-from bipolar.errors import ConfigError, check_float, prefixed
+from bipolar.device import choose_device
+from bipolar.errors import ConfigError, check_float, check_int, prefixed
 from bipolar.networks import MakeActivation
+from bipolar.recording.loggers import Logger, make_loggers
 from bipolar.schedules import Schedule
 from bipolar.trainer import TrainerOptions
 
@@ -36,58 +39,71 @@ def _maker(node: DictConfig, *left_out: str) -> Callable[..., Any]:
     return made
 
 
+@contextmanager
+def _group(name: str) -> Iterator[None]:
+    """Errors of building a group's object are errors of its configuration, and name the group."""
+    with prefixed(name):
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, IndexError) as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+
+
 def activation(cfg: DictConfig) -> MakeActivation:
     make = _maker(cfg.activation)
-    with prefixed("activation"):
-        try:
-            make()
-        except TypeError as error:
-            raise ConfigError(str(error)) from error
+    with _group("activation"):
+        make()
     return make
 
 
 def network(cfg: DictConfig, input_shape: Sequence[int], classes: int) -> nn.Module:
     make = _maker(cfg.network)
     make_activation = activation(cfg)
-    with prefixed("network"):
+    with _group("network"):
         model: nn.Module = make(input_shape, classes, make_activation)
     return model
 
 
 def initialization(cfg: DictConfig) -> Callable[..., list[dict[str, Any]]]:
-    with prefixed("init"):
+    with _group("init"):
+        check_int("samples", cfg.init.samples)
         made: Callable[..., list[dict[str, Any]]] = _maker(cfg.init, "samples")()
     return made
 
 
 def arrays(cfg: DictConfig) -> Arrays:
-    with prefixed("dataset"):
+    with _group("dataset"):
         made: Arrays = _maker(cfg.dataset, "valid_fraction", "split_seed", "train_size", "augment")()
     return made
 
 
 def batches(cfg: DictConfig, data: Arrays, device: torch.device) -> Batches:
-    with prefixed("dataset.augment"):
+    with _group("dataset.augment"):
         augmentation = Augmentation(**cfg.dataset.augment)
-    with prefixed("dataset"):
+    with _group("dataset"):
         splits = carve_validation(data, cfg.dataset.valid_fraction, cfg.dataset.split_seed, cfg.dataset.train_size)
-    with prefixed("trainer"):
-        return Batches(splits, data.classes, device, cfg.trainer.batch_size, cfg.seed, augmentation)
+    return Batches(splits, data.classes, device, cfg.trainer.batch_size, cfg.seed, augmentation)
 
 
 def optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     make = _maker(cfg.optimizer)
-    with prefixed("optimizer"):
-        check_float("lr", cfg.optimizer.lr, open_low=True)
-        try:
-            made: torch.optim.Optimizer = make(list(model.parameters()))
-        except (ValueError, TypeError) as error:  # torch checks the rest
-            raise ConfigError(str(error).splitlines()[0]) from error
+    with _group("optimizer"):
+        for name, value in cfg.optimizer.items():
+            if name == "betas":
+                if not isinstance(value, ListConfig) or len(value) != 2:
+                    raise ConfigError(f"betas={value} is not allowed; give two numbers, such as [0.9,0.999]")
+                for beta in value:
+                    check_float("betas", beta, 0, 1, open_high=True)
+            elif name in ("lr", "eps", "momentum", "weight_decay"):
+                check_float(str(name), value, open_low=name == "lr")
+        made: torch.optim.Optimizer = make(list(model.parameters()))  # torch checks the rest
     return made
 
 
 def schedule(cfg: DictConfig) -> Schedule:
-    with prefixed("scheduler"):
+    with _group("scheduler"):
         made: Schedule = _maker(cfg.scheduler)()
     return made
 
@@ -95,8 +111,15 @@ def schedule(cfg: DictConfig) -> Schedule:
 def trainer_options(cfg: DictConfig) -> TrainerOptions:
     options = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(options, dict)
-    with prefixed("trainer"):
+    with _group("trainer"):
         return TrainerOptions(**{str(key): value for key, value in options.items()})
+
+
+def loggers(cfg: DictConfig) -> list[Logger]:
+    chosen = OmegaConf.to_container(cfg.logger, resolve=True)
+    assert isinstance(chosen, dict)
+    with _group("logger"):
+        return make_loggers({str(key): value for key, value in chosen.items()}, progress=bool(cfg.trainer.progress))
 
 
 def check(cfg: DictConfig) -> None:
@@ -107,7 +130,10 @@ def check(cfg: DictConfig) -> None:
     """
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed={cfg.seed!r} is not allowed; give an integer of at least 0")
-    trainer_options(cfg)
+    options = trainer_options(cfg)
+    with _group("trainer"):
+        choose_device(options.device)
+    loggers(cfg)
     initialization(cfg)
     schedule(cfg)
     shape, classes = (3, 32, 32), 10
@@ -115,8 +141,6 @@ def check(cfg: DictConfig) -> None:
         shape, classes = cfg.dataset.shape, cfg.dataset.classes
     with torch.device("meta"):
         model = network(cfg, shape, classes)
-        try:
+        with _group("activation"):
             model(torch.empty(2, *shape))
-        except IndexError as error:
-            raise ConfigError(f"activation: {error}") from error
     optimizer(cfg, model)

@@ -22,7 +22,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    """Read a checkpoint; its tensors come to lie on `device`. RuntimeError if the file is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # many kinds: of the zip file, of the pickle in it, of torch
+        raise RuntimeError(f"{path} cannot be read; remove it to train from the start") from error
     return state
 
 

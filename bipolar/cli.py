@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bipolar import sweep
 from bipolar.errors import ConfigError, nearest
-from bipolar.recording.folder import Record
+from bipolar.recording.folder import Record, read_summary
 from bipolar.run import run
 from bipolar.runs import is_done, run_folder
 
@@ -42,9 +42,11 @@ def execute(cfg: DictConfig, number: int | None = None) -> float | None:
         status, line = summary["status"], _result_line(cfg, summary, time.monotonic() - started)
     except ConfigError as error:
         status, line = "refused", f"error: {error}"
+    except OmegaConfBaseException as error:
+        status, line = "refused", f"error: {explain(error)}"
     except KeyboardInterrupt:
-        status, line = "interrupted", f"interrupted {run_folder(cfg)}"
-        summary = {"reason": "SIGINT"}
+        summary = read_summary(run_folder(cfg)) or {"reason": "SIGINT"}
+        status, line = "interrupted", f"interrupted  {run_folder(cfg)}  (at once, at the second signal)"
     except Exception:
         traceback.print_exc()
         status, line = "failed", f"failed {run_folder(cfg)}: {traceback.format_exc().strip().splitlines()[-1]}"
@@ -108,15 +110,17 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
         return monitor.report()
     except ConfigError as error:
         message = str(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        message = explain(error)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        message = explain(error)  # whatever a job raises is dealt with in `execute`: these are Hydra's
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
 
 
 def _jobs_of_sweep(arguments: Sequence[str]) -> list[DictConfig] | None:
     """The checked jobs of a sweep; None if this is no sweep."""
-    args = get_args_parser().parse_args(list(arguments))
+    args, unknown = get_args_parser().parse_known_args(list(arguments))
+    if unknown:
+        raise ConfigError(f"there is no flag {unknown[0]}; options are written key=value, without dashes: see --help")
     if not args.multirun or args.help or args.hydra_help or args.cfg or args.info:
         return None
     jobs = sweep.expand(args.overrides)
@@ -141,18 +145,29 @@ def explain(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and cause.parent_node is not None:
         parent = cause.parent_node
         keys = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-        if keys and str(cause.key) not in keys:
+        if not keys:
+            return f"there is no option {cause.full_key}{_of_which_choice(str(cause.full_key))}"
+        if str(cause.key) not in keys:
             return (
                 f"there is no option {cause.full_key}; "
                 f"the options there are {', '.join(keys)}{nearest(str(cause.key), keys)}"
             )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2])
+    if text.startswith("Ambiguous value"):
+        return f"{text} To sweep over the values, add -m"
     if "No match in the defaults list" in text or "Could not find match for" in text:
         name = text.split("'")[1]
         groups = sorted(path.name for path in sweep.CONFIGS.iterdir() if path.is_dir())
         return f"there is no configuration group {name}; choose from {', '.join(groups)}{nearest(name, groups)}"
     return text
+
+
+def _of_which_choice(key: str) -> str:
+    """For an option of a group: that it may be one of another choice."""
+    group = key.split(".")[0]
+    choices = _all_options(group)
+    return f" with this choice of {group}; the choices are {', '.join(choices)}" if choices else ""
 
 
 def _all_options(group: str) -> list[str]:

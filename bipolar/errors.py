@@ -69,5 +69,5 @@ def prefixed(prefix: str) -> Iterator[None]:
     except DataError:
         raise
     except ConfigError as error:
-        separator = "." if re.match(r"\w+=", str(error)) else ": "
+        separator = "." if re.match(r"[\w.]+=", str(error)) else ": "
         raise ConfigError(f"{prefix}{separator}{error}") from error

@@ -8,16 +8,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bipolar.errors import ConfigError, prefixed
+from bipolar.errors import ConfigError
 from bipolar.recording.folder import SUMMARY, FileRecorder, Record, read_summary, write_json
 from bipolar.runs import is_done, run_folder
 
 if TYPE_CHECKING:
+    from bipolar.recording.loggers import Logger
     from bipolar.trainer import Trainer
 
 StopCheck = Callable[[], str | None]
@@ -42,94 +44,134 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
         return {**(read_summary(folder) or {}), "skipped": True}
 
     # Imported here: a finished run is skipped, and --help answered, without waiting for torch.
-    import torch
-
     from bipolar import build, checkpoint
-    from bipolar.device import choose_device, choose_precision, set_threads
-    from bipolar.environment import describe
-    from bipolar.recording.loggers import RunInfo, make_loggers
-    from bipolar.seeding import derive_seed, seed_everything
-    from bipolar.trainer import Trainer
+    from bipolar.recording.loggers import RunInfo
 
     build.check(cfg)
-    options = build.trainer_options(cfg)
-    threads = set_threads(options.threads)
-    with prefixed("trainer"):
-        device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
-    # The generators of an earlier job in this process, or flags it set, have no say in this one.
-    seed_everything(derive_seed(cfg.seed, "global"), deterministic=options.deterministic)
-
-    batches = build.batches(cfg, build.arrays(cfg), device)
-    model = build.network(cfg, batches.input_shape, batches.classes).to(device)
-    initialize = build.initialization(cfg)
+    loggers = build.loggers(cfg)
     checkpoint_path = folder / "checkpoint.pt"
     resuming = checkpoint_path.exists()
-    torch.manual_seed(derive_seed(cfg.seed, "weights"))
-    report = None if resuming else initialize(model, batches.sample(cfg.init.samples))
-    torch.manual_seed(derive_seed(cfg.seed, "training"))
-    if options.channels_last and any(parameter.ndim == 4 for parameter in model.parameters()):
-        model = model.to(memory_format=torch.channels_last)
-    loggers = make_loggers(OmegaConf.to_container(cfg.logger, resolve=True) or {}, progress=options.progress)  # type: ignore[arg-type]
+    try:
+        prepared = _prepare(cfg, initialize=not resuming)
+    except ConfigError:
+        raise
+    except Exception as error:
+        with _locked(folder):
+            _write_head(folder, cfg)
+            _record_failure(folder, error)
+        raise
 
-    with _locked(folder):
-        for name in (SUMMARY, "error.txt"):
-            (folder / name).unlink(missing_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        write_json(folder / "environment.json", describe(device, precision, threads))
-        if report is not None:
-            write_json(folder / "initialization.json", report)
+    with _locked(folder), FileRecorder(folder) as files, _signals(stop) as should_stop:
+        _write_head(folder, cfg)
+        write_json(folder / "environment.json", prepared.environment)
+        if prepared.report is not None:
+            write_json(folder / "initialization.json", prepared.report)
         started = time.monotonic()
-        with FileRecorder(folder) as files, _signals(stop) as should_stop:
-            trainer = Trainer(
-                model,
-                batches,
-                build.optimizer(cfg, model),
-                build.schedule(cfg),
-                options,
-                precision=precision,
-                files=files,
-                loggers=loggers,
-                checkpoint_path=checkpoint_path,
-                should_stop=should_stop,
-            )
+        summary: Record = {}
+        try:
+            trainer = prepared.trainer(files, loggers, checkpoint_path, should_stop)
             if resuming:
-                trainer.resume(checkpoint.load(checkpoint_path, device))
+                trainer.resume(checkpoint.load(checkpoint_path, trainer.device))
             else:
                 files.rewind({})
-            summary: Record = {"status": "failed", "run_id": folder.name}
+            info = RunInfo(
+                run_id=folder.name,
+                experiment=cfg.experiment_name,
+                folder=folder,
+                config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+                total_steps=trainer.total_steps,
+                first_step=trainer.step,
+            )
+            for logger in loggers:
+                logger.start(info)
             try:
-                info = RunInfo(
-                    run_id=folder.name,
-                    experiment=cfg.experiment_name,
-                    folder=folder,
-                    config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
-                    total_steps=trainer.total_steps,
-                    first_step=trainer.step,
-                )
-                for logger in loggers:
-                    logger.start(info)
-                status, reason = trainer.fit()
-                summary = _summary(folder, trainer, status, reason)
+                summary = _summary(trainer, *trainer.fit())
             except KeyboardInterrupt:
-                summary = _summary(folder, trainer, "interrupted", "SIGINT")
+                summary = _summary(trainer, "interrupted", should_stop() or "SIGINT")
                 raise
-            except BaseException as error:
-                summary = {**_summary(folder, trainer, "failed", None), "error": _last_line(error)}
-                (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            except BaseException:
+                summary = _summary(trainer, "failed", None)
                 raise
-            finally:
-                summary["wall_seconds"] = time.monotonic() - started
-                write_json(folder / SUMMARY, summary)
-                for logger in loggers:
-                    logger.finish(summary["status"], summary)
+        except Exception as error:
+            summary = _record_failure(folder, error, summary)
+            raise
+        finally:
+            summary |= {"run_id": folder.name, "wall_seconds": time.monotonic() - started}
+            write_json(folder / SUMMARY, summary)
+            for logger in loggers:
+                logger.finish(summary["status"], summary)
     return summary
 
 
-def _summary(folder: Path, trainer: Trainer, status: str, reason: str | None) -> Record:
+@dataclass(frozen=True)
+class _Prepared:
+    """All that a run needs and that can be had before anything is written."""
+
+    trainer: Callable[..., Trainer]
+    report: list[Record] | None
+    environment: Record
+
+
+def _prepare(cfg: DictConfig, *, initialize: bool) -> _Prepared:
+    import torch
+
+    from bipolar import build
+    from bipolar.device import choose_device, choose_precision, set_threads
+    from bipolar.environment import describe
+    from bipolar.seeding import derive_seed, seed_everything
+    from bipolar.trainer import Trainer
+
+    options = build.trainer_options(cfg)
+    threads = set_threads(options.threads)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    # The generators of an earlier job in this process, or flags it set, have no say in this one.
+    seed_everything(derive_seed(cfg.seed, "global"), deterministic=options.deterministic)
+    batches = build.batches(cfg, build.arrays(cfg), device)
+    model = build.network(cfg, batches.input_shape, batches.classes).to(device)
+    torch.manual_seed(derive_seed(cfg.seed, "weights"))
+    init = build.initialization(cfg)
+    report = init(model, batches.sample(cfg.init.samples)) if initialize else None
+    torch.manual_seed(derive_seed(cfg.seed, "training"))
+    if options.channels_last and any(parameter.ndim == 4 for parameter in model.parameters()):
+        model = model.to(memory_format=torch.channels_last)
+
+    def trainer(files: FileRecorder, loggers: list[Logger], checkpoint_path: Path, should_stop: StopCheck) -> Trainer:
+        return Trainer(
+            model,
+            batches,
+            build.optimizer(cfg, model),
+            build.schedule(cfg),
+            options,
+            precision=precision,
+            files=files,
+            loggers=loggers,
+            checkpoint_path=checkpoint_path,
+            should_stop=should_stop,
+        )
+
+    return _Prepared(trainer, report, describe(device, precision, threads))
+
+
+def _write_head(folder: Path, cfg: DictConfig) -> None:
+    """The configuration; what an earlier try left of its end is removed."""
+    for name in (SUMMARY, "error.txt"):
+        (folder / name).unlink(missing_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+
+
+def _record_failure(folder: Path, error: Exception, summary: Record | None = None) -> Record:
+    """Write error.txt and summary.json for a run that raised `error`; returns the summary."""
+    text = traceback.format_exception(error)
+    (folder / "error.txt").write_text("".join(text), encoding="utf-8")
+    summary = {"status": "failed", "run_id": folder.name, **(summary or {}), "error": text[-1].strip()}
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _summary(trainer: Trainer, status: str, reason: str | None) -> Record:
     return {
         "status": status,
-        "run_id": folder.name,
         "reason": reason,
         "steps": trainer.step,
         "total_steps": trainer.total_steps,
@@ -141,16 +183,17 @@ def _summary(folder: Path, trainer: Trainer, status: str, reason: str | None) ->
     }
 
 
-def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip()
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Make the run folder and keep other processes out of it."""
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder} cannot be made: {error.strerror}; choose another output_root"
+        ) from error
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

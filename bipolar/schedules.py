@@ -69,6 +69,8 @@ class Step(Schedule):
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, warmup_steps: int = 0) -> None:
         super().__init__(warmup_steps)
+        if not isinstance(milestones, (list, tuple)):
+            raise ConfigError(f"milestones={milestones!r} is not allowed; give a list of fractions, such as [0.5,0.75]")
         self.milestones = [check_float("milestones", m, 0, 1) for m in milestones]
         self.gamma = check_float("gamma", gamma, 0, 1, open_low=True)
 

@@ -32,3 +32,4 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")

@@ -42,10 +42,11 @@ def expand(overrides: Sequence[str], config_dir: Path = CONFIGS) -> list[DictCon
     """
     import hydra
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
-        parser = OverridesParser.create()
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         fixed = [
             text
             for text, parsed in zip(overrides, parser.parse_overrides(list(overrides)), strict=True)

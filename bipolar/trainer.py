@@ -130,7 +130,10 @@ class Trainer:
         self.statistics = ActivationStatistics(model, batches.sample(2))
         # Hooks come before compilation, or they would never fire. Evaluation runs the plain model: its batches have
         # other shapes, and compiling for each would cost more than it saves.
-        self.training_model: Callable[[Tensor], Tensor] = torch.compile(model) if options.compile else model
+        self.training_model: Callable[[Tensor], Tensor] = model
+        if options.compile:
+            torch.compiler.reset()  # or many different jobs of one process would use up the limit on recompilations
+            self.training_model = torch.compile(model)
 
         self.step = 0
         self.totals = torch.zeros(2, device=self.device)  # sums of loss and error since the last line of metrics

@@ -58,6 +58,7 @@ def carve_validation(
     only so many of the remaining training samples.
     """
     check_float("valid_fraction", valid_fraction, 0, 1, open_low=True, open_high=True)
+    check_int("split_seed", split_seed, 0)
     order = np.random.default_rng([split_seed, 0x5A11]).permutation(len(arrays.y_train))
     valid, train = np.split(order, [max(1, round(valid_fraction * len(order)))])
     if train_size is not None:
@@ -105,14 +106,16 @@ class Batches:
         if self.augmentation.active and not self.images:
             raise ConfigError("dataset.augment is for images; this data set has none")
         if len(x_train) < batch_size:
-            raise ConfigError(f"batch_size={batch_size} is not allowed; there are {len(x_train)} training samples")
+            raise ConfigError(
+                f"trainer.batch_size={batch_size} is not allowed; there are {len(x_train)} training samples"
+            )
         if self.images:
             height, width, channels = x_train.shape[1:]
             self.input_shape: tuple[int, ...] = (channels, height, width)
             smallest = min(height, width)
             if self.augmentation.crop >= smallest:
                 raise ConfigError(
-                    f"augment.crop={self.augmentation.crop} is not allowed; images have {smallest} pixels"
+                    f"dataset.augment.crop={self.augmentation.crop} is not allowed; images have {smallest} pixels"
                 )
             # a constant channel (std 0) is only centred
             mean, std = _channel_moments(x_train)

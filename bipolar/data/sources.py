@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bipolar.errors import DataError, check_float, check_int
+from bipolar.errors import ConfigError, DataError, check_choice, check_float, check_int
 
 Array = NDArray[Any]
 
@@ -33,6 +33,7 @@ def digits(test_fraction: float = 0.2, split_seed: int = 0) -> Arrays:
 
     They have no official test set: `test_fraction` of them, drawn with `split_seed`, is held out.
     """
+    check_int("split_seed", split_seed, 0)
     check_float("test_fraction", test_fraction, 0, 1, open_low=True, open_high=True)
     try:
         from sklearn.datasets import load_digits
@@ -42,6 +43,8 @@ def digits(test_fraction: float = 0.2, split_seed: int = 0) -> Arrays:
     images, labels = bunch.images.astype(np.uint8)[..., None], bunch.target.astype(np.int64)
     order = np.random.default_rng([split_seed, 0xD161]).permutation(len(labels))
     test, train = np.split(order, [round(test_fraction * len(labels))])
+    if not (len(test) and len(train)):
+        raise ConfigError(f"test_fraction={test_fraction} leaves {len(train)} training and {len(test)} test images")
     return Arrays(images[train], labels[train], images[test], labels[test], classes=10)
 
 
@@ -66,8 +69,11 @@ def gaussian(
     """
     for name, value in (("classes", classes), ("train_size", train_size), ("test_size", test_size)):
         check_int(name, value)
+    if not isinstance(shape, (list, tuple)) or not shape:
+        raise ConfigError(f"shape={shape!r} is not allowed; give a list of integers, such as [64] or [3,8,8]")
     for size in shape:
         check_int("shape", size)
+    check_int("data_seed", data_seed, 0)
     check_float("mean", mean, -np.inf)
     check_float("separation", separation)
     rng = np.random.default_rng(data_seed)
@@ -80,6 +86,9 @@ def gaussian(
     return Arrays(*draw(train_size), *draw(test_size), classes=classes)
 
 
+TORCHVISION_DATASETS = ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")
+
+
 def torchvision_images(dataset: str, root: str, download: bool = True) -> Arrays:
     """An image data set of torchvision: MNIST, FashionMNIST, CIFAR10 or CIFAR100.
 
@@ -88,6 +97,7 @@ def torchvision_images(dataset: str, root: str, download: bool = True) -> Arrays
     Raises:
         DataError: missing and not to be had, or damaged: says what, where, and the command that gets it.
     """
+    check_choice("dataset", dataset, TORCHVISION_DATASETS)
     import torchvision.datasets
 
     make: Callable[..., Any] = getattr(torchvision.datasets, dataset)

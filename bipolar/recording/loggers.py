@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bipolar.errors import ConfigError, check_choice
+from bipolar.errors import ConfigError, check_choice, prefixed
 from bipolar.recording.folder import Record
 
 WANDB_MODES = ("online", "offline", "disabled")
@@ -62,7 +62,7 @@ def flat_activations(records: list[Record]) -> dict[str, float]:
 def _require(package: str) -> None:
     """Say before anything is written that a logger's package is missing, without importing it."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"logger={package} needs {package}: pip install {package}, or choose logger=files")
+        raise ConfigError(f"this logger needs the package {package}: pip install {package}, or choose logger=files")
 
 
 class WandbLogger:
@@ -216,5 +216,6 @@ def make_loggers(config: Mapping[str, Any], *, progress: bool) -> list[Logger]:
     for name, options in config.items():
         check_choice("logger", name, known)
         if options is not None and options.get("mode") != "disabled":
-            loggers.append(known[name](**options))
+            with prefixed(name):
+                loggers.append(known[name](**options))
     return loggers
