@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from bipolar.data.batches import Augmentation, Batches, carve_validation
-from bipolar.data.sources import Arrays
+from bipolar.data.sources import Arrays, check_shape
 from bipolar.device import choose_device
 from bipolar.errors import ConfigError, check_float, check_int, prefixed
 from bipolar.networks import MakeActivation
@@ -118,8 +118,13 @@ def trainer_options(cfg: DictConfig) -> TrainerOptions:
 def loggers(cfg: DictConfig) -> list[Logger]:
     chosen = OmegaConf.to_container(cfg.logger, resolve=True)
     assert isinstance(chosen, dict)
-    with _group("logger"):
-        return make_loggers({str(key): value for key, value in chosen.items()}, progress=bool(cfg.trainer.progress))
+    return make_loggers({str(key): value for key, value in chosen.items()}, progress=bool(cfg.trainer.progress))
+
+
+def _options(node: DictConfig) -> str:
+    return f"activation={node.name}" + "".join(
+        f" activation.{key!s}={value}" for key, value in node.items() if key not in ("name", "_target_")
+    )
 
 
 def check(cfg: DictConfig) -> None:
@@ -136,11 +141,14 @@ def check(cfg: DictConfig) -> None:
     loggers(cfg)
     initialization(cfg)
     schedule(cfg)
-    shape, classes = (3, 32, 32), 10
+    shape, classes = [3, 32, 32], 10
     if "shape" in cfg.dataset:
-        shape, classes = cfg.dataset.shape, cfg.dataset.classes
+        with _group("dataset"):
+            shape, classes = check_shape(cfg.dataset.shape), check_int("classes", cfg.dataset.classes)
     with torch.device("meta"):
         model = network(cfg, shape, classes)
-        with _group("activation"):
+        try:
             model(torch.empty(2, *shape))
+        except (TypeError, IndexError) as error:
+            raise ConfigError(f"{_options(cfg.activation)} cannot be used: {str(error).splitlines()[0]}") from error
     optimizer(cfg, model)

@@ -110,8 +110,10 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
         return monitor.report()
     except ConfigError as error:
         message = str(error)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        message = explain(error)  # whatever a job raises is dealt with in `execute`: these are Hydra's
+    except (HydraException, OmegaConfBaseException) as error:
+        message = explain(error)
+    except ValueError as error:  # Hydra's too: what a job raises is dealt with in `execute`
+        message = f"{explain(error)} (in: {' '.join(arguments)})"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
 
@@ -138,22 +140,20 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: {str(error).splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        path = str(error.missing_cfg_file)
+        group, _, name = path.rpartition("/") if path.startswith("hydra/") else path.partition("/")
         options = _all_options(group) or list(error.options)
         return f"{group}={name} is not there; choose from {', '.join(options)}{nearest(name, options)}"
+    text = " ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip())
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key and cause.parent_node is not None:
-        parent = cause.parent_node
-        keys = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key and isinstance(cause.parent_node, DictConfig):
+        keys = [str(key) for key in cause.parent_node]
         if not keys:
-            return f"there is no option {cause.full_key}{_of_which_choice(str(cause.full_key))}"
+            key = text.split("'")[1] if text.startswith("Could not override '") else cause.full_key
+            return f"there is no option {key}{_of_which_choice(str(key))}"
         if str(cause.key) not in keys:
-            return (
-                f"there is no option {cause.full_key}; "
-                f"the options there are {', '.join(keys)}{nearest(str(cause.key), keys)}"
-            )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2])
+            hint = nearest(str(cause.key), keys)
+            return f"there is no option {cause.full_key}; the options there are {', '.join(keys)}{hint}"
     if text.startswith("Ambiguous value"):
         return f"{text} To sweep over the values, add -m"
     if "No match in the defaults list" in text or "Could not find match for" in text:

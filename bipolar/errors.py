@@ -48,7 +48,8 @@ def check_float(
     above = number and (value > low or (value == low and not open_low))
     below = number and (value < high or (value == high and not open_high))
     if not (above and below):
-        left, right = "(" if open_low else "[", ")" if open_high or high == math.inf else "]"
+        left = "(" if open_low or low == -math.inf else "["
+        right = ")" if open_high or high == math.inf else "]"
         low_text = "-inf" if low == -math.inf else f"{low:g}"
         high_text = "inf" if high == math.inf else f"{high:g}"
         raise ConfigError(f"{name}={value!r} is not allowed; give a number in {left}{low_text}, {high_text}{right}")

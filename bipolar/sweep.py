@@ -8,6 +8,7 @@ progress and knows the exit status. A file `stop` in the same folder asks every 
 from __future__ import annotations
 
 import json
+import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -110,11 +111,20 @@ class Monitor:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        # Ctrl-C goes to every process of a terminal. The workers, started from here on, are to leave it alone (an idle
+        # one would die of it and take the others with it): they stop when they see the file. This process still hears
+        # of it, through the thread just started.
+        if hasattr(signal, "pthread_sigmask"):
+            # Python starts this helper with the first worker otherwise, and unblocks the signal as it does.
+            multiprocessing.resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self._ended.set()
         self._thread.join()
         self._collect()

@@ -48,6 +48,13 @@ def digits(test_fraction: float = 0.2, split_seed: int = 0) -> Arrays:
     return Arrays(images[train], labels[train], images[test], labels[test], classes=10)
 
 
+def check_shape(shape: Any) -> list[int]:
+    """The shape of a sample, as a list of integers of at least 1."""
+    if isinstance(shape, (str, int, float)) or not shape:
+        raise ConfigError(f"shape={shape!r} is not allowed; give a list of integers, such as [64] or [3,8,8]")
+    return [check_int("shape", size) for size in shape]
+
+
 def gaussian(
     shape: Sequence[int] = (64,),
     classes: int = 10,
@@ -69,10 +76,7 @@ def gaussian(
     """
     for name, value in (("classes", classes), ("train_size", train_size), ("test_size", test_size)):
         check_int(name, value)
-    if not isinstance(shape, (list, tuple)) or not shape:
-        raise ConfigError(f"shape={shape!r} is not allowed; give a list of integers, such as [64] or [3,8,8]")
-    for size in shape:
-        check_int("shape", size)
+    check_shape(shape)
     check_int("data_seed", data_seed, 0)
     check_float("mean", mean, -np.inf)
     check_float("separation", separation)

@@ -62,7 +62,7 @@ def flat_activations(records: list[Record]) -> dict[str, float]:
 def _require(package: str) -> None:
     """Say before anything is written that a logger's package is missing, without importing it."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"this logger needs the package {package}: pip install {package}, or choose logger=files")
+        raise ConfigError(f"logger={package} needs {package}: pip install {package}, or choose logger=files")
 
 
 class WandbLogger:
@@ -80,7 +80,6 @@ class WandbLogger:
         tags: list[str] | None = None,
     ) -> None:
         check_choice("mode", mode, WANDB_MODES)
-        _require("wandb")
         self.options: dict[str, Any] = {"mode": mode, "project": project, "entity": entity, "tags": tags or None}
         self.group = group
         self._run: Any = None
@@ -134,7 +133,6 @@ class TensorBoardLogger:
     """TensorBoard event files in the run folder: `tensorboard --logdir outputs`."""
 
     def __init__(self) -> None:
-        _require("tensorboard")
         self._writer: Any = None
 
     def start(self, info: RunInfo) -> None:
@@ -216,6 +214,7 @@ def make_loggers(config: Mapping[str, Any], *, progress: bool) -> list[Logger]:
     for name, options in config.items():
         check_choice("logger", name, known)
         if options is not None and options.get("mode") != "disabled":
-            with prefixed(name):
+            _require(name)
+            with prefixed(f"logger.{name}"):
                 loggers.append(known[name](**options))
     return loggers
