@@ -23,8 +23,9 @@ class DataError(ConfigError):
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """`" (did you mean 'X'?)"` for the allowed name nearest to `value`, or an empty text."""
-    matches = difflib.get_close_matches(str(value).lower(), list(allowed), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+    names = {name.lower(): name for name in allowed}
+    matches = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
+    return f" (did you mean {names[matches[0]]!r}?)" if matches else ""
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -156,7 +156,7 @@ class LSUV:
 
     Neither shifts a bias. Both need `inputs`, a batch as the network sees it in training; dropout is off while they
     run. The layers are normalised in one forward pass, each as the pass reaches it. The model's modes, hooks and
-    buffers and the random generators are left as they were found.
+    buffers are left as they were found, and nothing random happens beyond drawing the weights.
 
     Args:
         variant: see above.
@@ -243,7 +243,7 @@ class LSUV:
             output = compute()
         variance = _variance(output)
         rounds = 0
-        while not abs(variance - 1) <= self.tolerance:  # so that NaN does not pass
+        while not (variance > 0 and abs(variance - 1) <= self.tolerance):  # NaN and 0 never pass
             if not (math.isfinite(variance) and variance > 0) or rounds == self.max_iterations:
                 raise ConfigError(
                     f"LSUV cannot normalise {layer.name}: the variance of its output is {variance:.4g} after "

@@ -58,8 +58,8 @@ def check_shape(shape: Any) -> list[int]:
 def gaussian(
     shape: Sequence[int] = (64,),
     classes: int = 10,
-    train_size: int = 2048,
-    test_size: int = 512,
+    train_samples: int = 2048,
+    test_samples: int = 512,
     mean: float = 0.0,
     separation: float = 1.0,
     data_seed: int = 0,
@@ -69,12 +69,12 @@ def gaussian(
     Args:
         shape: shape of a sample, e.g. [64] or, as images, [C, H, W].
         classes: number of classes.
-        train_size, test_size: numbers of samples.
+        train_samples, test_samples: how many are made (the validation split is carved from the training samples).
         mean: mean of every input, the same for all.
         separation: standard deviation of the centres around `mean`; 0 makes labels independent of the inputs.
         data_seed: seed of all that is drawn.
     """
-    for name, value in (("classes", classes), ("train_size", train_size), ("test_size", test_size)):
+    for name, value in (("classes", classes), ("train_samples", train_samples), ("test_samples", test_samples)):
         check_int(name, value)
     check_shape(shape)
     check_int("data_seed", data_seed, 0)
@@ -87,7 +87,7 @@ def gaussian(
         labels = rng.integers(classes, size=size)
         return (centres[labels] + rng.standard_normal((size, *shape))).astype(np.float32), labels
 
-    return Arrays(*draw(train_size), *draw(test_size), classes=classes)
+    return Arrays(*draw(train_samples), *draw(test_samples), classes=classes)
 
 
 TORCHVISION_DATASETS = ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")
