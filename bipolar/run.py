@@ -49,10 +49,8 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
 
     build.check(cfg)
     loggers = build.loggers(cfg)
-    checkpoint_path = folder / "checkpoint.pt"
-    resuming = checkpoint_path.exists()
     try:
-        prepared = _prepare(cfg, initialize=not resuming)
+        prepared = _prepare(cfg)
     except ConfigError:
         raise
     except Exception as error:
@@ -62,9 +60,13 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
         raise
 
     with _locked(folder), FileRecorder(folder) as files, _signals(stop) as should_stop:
+        if is_done(folder):  # by another process, since we looked
+            return {**(read_summary(folder) or {}), "skipped": True}
+        checkpoint_path = folder / "checkpoint.pt"
+        resuming = checkpoint_path.exists()
         _write_head(folder, cfg)
         write_json(folder / "environment.json", prepared.environment)
-        if prepared.report is not None:
+        if not resuming:
             write_json(folder / "initialization.json", prepared.report)
         started = time.monotonic()
         summary: Record = {}
@@ -89,11 +91,14 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
             except KeyboardInterrupt:
                 summary = _summary(trainer, "interrupted", should_stop() or "SIGINT")
                 raise
-            except BaseException:
+            except Exception:
                 summary = _summary(trainer, "failed", None)
                 raise
         except Exception as error:
             summary = _record_failure(folder, error, summary)
+            raise
+        except BaseException:  # before or in fit: a second signal, or an exit
+            summary = summary or {"status": "interrupted", "reason": should_stop() or "SIGINT"}
             raise
         finally:
             summary |= {"run_id": folder.name, "wall_seconds": time.monotonic() - started}
@@ -108,11 +113,11 @@ class _Prepared:
     """All that a run needs and that can be had before anything is written."""
 
     trainer: Callable[..., Trainer]
-    report: list[Record] | None
+    report: list[Record]
     environment: Record
 
 
-def _prepare(cfg: DictConfig, *, initialize: bool) -> _Prepared:
+def _prepare(cfg: DictConfig) -> _Prepared:
     import torch
 
     from bipolar import build
@@ -130,8 +135,7 @@ def _prepare(cfg: DictConfig, *, initialize: bool) -> _Prepared:
     batches = build.batches(cfg, build.arrays(cfg), device)
     model = build.network(cfg, batches.input_shape, batches.classes).to(device)
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
-    init = build.initialization(cfg)
-    report = init(model, batches.sample(cfg.init.samples)) if initialize else None
+    report = build.initialization(cfg)(model, batches.sample(cfg.init.samples))
     torch.manual_seed(derive_seed(cfg.seed, "training"))
     if options.channels_last and any(parameter.ndim == 4 for parameter in model.parameters()):
         model = model.to(memory_format=torch.channels_last)

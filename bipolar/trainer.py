@@ -185,7 +185,7 @@ class Trainer:
         return "finished", None
 
     def train_step(self, batch: Batch) -> None:
-        """One update. Nothing in here waits for the device."""
+        """One update. Nothing in here waits for the device (but float16's loss scale, to know whether to update)."""
         factor = self.schedule.factor(self.step, self.total_steps)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
