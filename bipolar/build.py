@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -40,20 +41,29 @@ def _maker(node: DictConfig, *left_out: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _group(name: str) -> Iterator[None]:
-    """Errors of building a group's object are errors of its configuration, and name the group."""
+def _group(name: str, target: str = "bipolar.") -> Iterator[None]:
+    """Errors of building a group's object are errors of its configuration, and name the group.
+
+    Those of a user's own class are its bugs as likely, and keep their traceback.
+    """
     with prefixed(name):
         try:
             yield
         except ConfigError:
             raise
         except (TypeError, ValueError, IndexError) as error:
+            if not _is_known(target):
+                raise
             raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def _is_known(target: str) -> bool:
+    return target.startswith(("bipolar.", "torch."))
 
 
 def activation(cfg: DictConfig) -> MakeActivation:
     make = _maker(cfg.activation)
-    with _group("activation"):
+    with _group("activation", cfg.activation._target_):
         make()
     return make
 
@@ -61,35 +71,48 @@ def activation(cfg: DictConfig) -> MakeActivation:
 def network(cfg: DictConfig, input_shape: Sequence[int], classes: int) -> nn.Module:
     make = _maker(cfg.network)
     make_activation = activation(cfg)
-    with _group("network"):
+    with _group("network", cfg.network._target_):
         model: nn.Module = make(input_shape, classes, make_activation)
     return model
 
 
 def initialization(cfg: DictConfig) -> Callable[..., list[dict[str, Any]]]:
-    with _group("init"):
-        check_int("samples", cfg.init.samples)
+    with _group("init", cfg.init._target_):
+        check_int("samples", init_samples(cfg))
         made: Callable[..., list[dict[str, Any]]] = _maker(cfg.init, "samples")()
     return made
 
 
+def init_samples(cfg: DictConfig) -> Any:
+    """How many training samples the initialization is shown; most do not look at them."""
+    return cfg.init.get("samples", 1)
+
+
 def arrays(cfg: DictConfig) -> Arrays:
-    with _group("dataset"):
+    with _group("dataset", cfg.dataset._target_):
         made: Arrays = _maker(cfg.dataset, "valid_fraction", "split_seed", "train_size", "augment")()
     return made
 
 
 def batches(cfg: DictConfig, data: Arrays, device: torch.device) -> Batches:
     with _group("dataset.augment"):
-        augmentation = Augmentation(**cfg.dataset.augment)
+        augmentation = Augmentation(**(cfg.dataset.get("augment") or {}))
     with _group("dataset"):
-        splits = carve_validation(data, cfg.dataset.valid_fraction, cfg.dataset.split_seed, cfg.dataset.train_size)
-    return Batches(splits, data.classes, device, cfg.trainer.batch_size, cfg.seed, augmentation)
+        splits = carve_validation(
+            data,
+            cfg.dataset.get("valid_fraction", 0.1),
+            cfg.dataset.get("split_seed", 0),
+            cfg.dataset.get("train_size"),
+        )
+    trainer = cfg.trainer
+    return Batches(
+        splits, data.classes, device, trainer.batch_size, cfg.seed, augmentation, channels_last=trainer.channels_last
+    )
 
 
 def optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     make = _maker(cfg.optimizer)
-    with _group("optimizer"):
+    with _group("optimizer", cfg.optimizer._target_):
         for name, value in cfg.optimizer.items():
             if name == "betas":
                 if not isinstance(value, ListConfig) or len(value) != 2:
@@ -103,7 +126,7 @@ def optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def schedule(cfg: DictConfig) -> Schedule:
-    with _group("scheduler"):
+    with _group("scheduler", cfg.scheduler._target_):
         made: Schedule = _maker(cfg.scheduler)()
     return made
 
@@ -121,6 +144,16 @@ def loggers(cfg: DictConfig) -> list[Logger]:
     return make_loggers({str(key): value for key, value in chosen.items()}, progress=bool(cfg.trainer.progress))
 
 
+SHAPES = {
+    "digits": [1, 8, 8],
+    "mnist": [1, 28, 28],
+    "fashion_mnist": [1, 28, 28],
+    "cifar10": [3, 32, 32],
+    "cifar100": [3, 32, 32],
+}
+"""Shapes of samples that are known without the data; a data set may also say its own as `shape`."""
+
+
 def _options(node: DictConfig) -> str:
     return f"activation={node.name}" + "".join(
         f" activation.{key!s}={value}" for key, value in node.items() if key not in ("name", "_target_")
@@ -135,20 +168,29 @@ def check(cfg: DictConfig) -> None:
     """
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed={cfg.seed!r} is not allowed; give an integer of at least 0")
+    for name in ("output_root", "experiment_name"):
+        if not isinstance(cfg[name], str) or not cfg[name]:
+            raise ConfigError(f"{name}={cfg[name]!r} is not allowed; give the name of a folder")
+    if ".." in Path(cfg.experiment_name).parts or Path(cfg.experiment_name).is_absolute():
+        raise ConfigError(f"experiment_name={cfg.experiment_name} is not allowed; it is a folder below output_root")
     options = trainer_options(cfg)
     with _group("trainer"):
         choose_device(options.device)
     loggers(cfg)
     initialization(cfg)
     schedule(cfg)
-    shape, classes = [3, 32, 32], 10
+    shape, classes = SHAPES.get(cfg.dataset.name, [3, 32, 32]), 10
     if "shape" in cfg.dataset:
         with _group("dataset"):
             shape, classes = check_shape(cfg.dataset.shape), check_int("classes", cfg.dataset.classes)
+    if cfg.dataset.name not in SHAPES and not _is_known(cfg.network._target_):
+        return  # whether a user's network suits data that was not looked at yet cannot be told
     with torch.device("meta"):
         model = network(cfg, shape, classes)
         try:
             model(torch.empty(2, *shape))
         except (TypeError, IndexError) as error:
+            if not (_is_known(cfg.activation._target_) and _is_known(cfg.network._target_)):
+                raise
             raise ConfigError(f"{_options(cfg.activation)} cannot be used: {str(error).splitlines()[0]}") from error
     optimizer(cfg, model)

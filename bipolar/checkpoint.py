@@ -21,10 +21,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint; its tensors come to lie on `device`. RuntimeError if the file is damaged."""
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint. RuntimeError if the file is damaged.
+
+    Its tensors lie in host memory: `load_state_dict` moves what belongs on the device and leaves Adam's step counters
+    where they are, and on a device each of their updates would be waited for.
+    """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # many kinds: of the zip file, of the pickle in it, of torch
         raise RuntimeError(f"{path} cannot be read; remove it to train from the start") from error
     return state
@@ -46,7 +50,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(state["torch"].cpu())
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+        torch.cuda.set_rng_state_all(state["cuda"])

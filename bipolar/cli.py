@@ -45,7 +45,9 @@ def execute(cfg: DictConfig, number: int | None = None) -> float | None:
     except OmegaConfBaseException as error:
         status, line = "refused", f"error: {explain(error)}"
     except KeyboardInterrupt:
-        summary = read_summary(run_folder(cfg)) or {"reason": "SIGINT"}
+        summary = read_summary(run_folder(cfg)) or {}
+        if summary.get("status") != "interrupted":
+            summary = {"reason": "SIGINT"}  # before anything was written
         status, line = "interrupted", f"interrupted  {run_folder(cfg)}  (at once, at the second signal)"
     except Exception:
         traceback.print_exc()
@@ -106,12 +108,23 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
             job()
             return 0
         with sweep.Monitor(len(jobs)) as monitor:
-            job()
+            try:
+                job()
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except Exception as error:  # the jobs' own are dealt with in `execute`: a worker died, of memory perhaps
+                reason = str(error).strip().split("\n")[0]
+                print(f"error: the launcher gave up: {type(error).__name__}: {reason}", file=sys.stderr)
         return monitor.report()
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
     except ConfigError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
         message = explain(error)
+    except OSError as error:  # Hydra makes output_root
+        message = f"{error.filename} cannot be written to: {error.strerror}"
     except ValueError as error:  # Hydra's too: what a job raises is dealt with in `execute`
         message = f"{explain(error)} (in: {' '.join(arguments)})"
     print(f"error: {message}", file=sys.stderr, flush=True)
@@ -125,13 +138,19 @@ def _jobs_of_sweep(arguments: Sequence[str]) -> list[DictConfig] | None:
         raise ConfigError(f"there is no flag {unknown[0]}; options are written key=value, without dashes: see --help")
     if not args.multirun or args.help or args.hydra_help or args.cfg or args.info:
         return None
-    jobs = sweep.expand(args.overrides)
+    if args.config_path or args.config_name:
+        raise ConfigError("--config-path and --config-name do not go with -m; --config-dir does")
+    jobs = sweep.expand(args.overrides, args.config_dir)
     to_do = [cfg for cfg in jobs if not is_done(run_folder(cfg))]
     if to_do:
         from bipolar import build  # imports torch, which a sweep that is done can do without
 
         for cfg in to_do:
             build.check(cfg)
+    folders = [run_folder(cfg) for cfg in jobs]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two jobs of this sweep are the same run, {twice}")
     return jobs
 
 

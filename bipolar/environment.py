@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -12,7 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb", "scikit-learn")
+PACKAGES = (
+    "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "hydra-joblib-launcher", "joblib", "wandb",
+    "scikit-learn", "scipy", "matplotlib",
+)  # fmt: skip
+CODE = ("bipolar", "configs", "experiments", "scripts")
 
 
 def versions() -> dict[str, str]:
@@ -27,7 +32,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> dict[str, Any]:
-    """The commit of the code, and the SHA-256 of what was changed against it (`dirty` is None for a clean tree)."""
+    """The commit of the code; `dirty`: a hash of what was changed against it, None for a clean tree; that change."""
     root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -36,11 +41,14 @@ def commit() -> dict[str, Any]:
         ).stdout
 
     try:
-        diff = git("diff", "HEAD", "--", "bipolar", "configs", "experiments", "scripts")
+        diff = git("diff", "HEAD", "--", *CODE)
+        for name in git("ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines():
+            text = (root / name).read_text(encoding="utf-8", errors="replace")
+            diff += f"new file {name}\n" + "".join(f"+{line}\n" for line in text.splitlines())
         head = git("rev-parse", "HEAD").strip()
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": head, "dirty": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None}
+        return {"commit": None, "dirty": None, "diff": ""}
+    return {"commit": head, "dirty": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None, "diff": diff}
 
 
 def processor() -> str:
@@ -61,7 +69,7 @@ def command() -> str:
     program = sys.argv[0]
     if Path(program).is_absolute() and Path(program).is_relative_to(Path.cwd()):
         program = str(Path(program).relative_to(Path.cwd()))
-    return " ".join(["python", program, *sys.argv[1:]])
+    return shlex.join(["python", program, *sys.argv[1:]])
 
 
 def describe(device: Any, precision: str, threads: int) -> dict[str, Any]:
@@ -71,7 +79,8 @@ def describe(device: Any, precision: str, threads: int) -> dict[str, Any]:
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "command": command(),
-        **commit(),
+        "commit": commit()["commit"],
+        "dirty": commit()["dirty"],
         "versions": versions(),
         "machine": machine(),
         "device": str(device),

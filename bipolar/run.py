@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
-import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
 
     # Imported here: a finished run is skipped, and --help answered, without waiting for torch.
     from bipolar import build, checkpoint
+    from bipolar.environment import commit
     from bipolar.recording.loggers import RunInfo
 
     build.check(cfg)
@@ -66,14 +68,15 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
         resuming = checkpoint_path.exists()
         _write_head(folder, cfg)
         write_json(folder / "environment.json", prepared.environment)
+        if diff := commit()["diff"]:
+            (folder / "changes.diff").write_text(diff, encoding="utf-8")
         if not resuming:
             write_json(folder / "initialization.json", prepared.report)
-        started = time.monotonic()
         summary: Record = {}
         try:
             trainer = prepared.trainer(files, loggers, checkpoint_path, should_stop)
             if resuming:
-                trainer.resume(checkpoint.load(checkpoint_path, trainer.device))
+                trainer.resume(checkpoint.load(checkpoint_path))
             else:
                 files.rewind({})
             info = RunInfo(
@@ -84,8 +87,13 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
                 total_steps=trainer.total_steps,
                 first_step=trainer.step,
             )
-            for logger in loggers:
-                logger.start(info)
+            try:
+                for logger in loggers:
+                    logger.start(info)
+            except ConfigError:
+                if not resuming:
+                    shutil.rmtree(folder)
+                raise
             try:
                 summary = _summary(trainer, *trainer.fit())
             except KeyboardInterrupt:
@@ -95,16 +103,20 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
                 summary = _summary(trainer, "failed", None)
                 raise
         except Exception as error:
+            folder.mkdir(exist_ok=True)
             summary = _record_failure(folder, error, summary)
             raise
         except BaseException:  # before or in fit: a second signal, or an exit
             summary = summary or {"status": "interrupted", "reason": should_stop() or "SIGINT"}
             raise
         finally:
-            summary |= {"run_id": folder.name, "wall_seconds": time.monotonic() - started}
+            summary["run_id"] = folder.name
             write_json(folder / SUMMARY, summary)
             for logger in loggers:
-                logger.finish(summary["status"], summary)
+                try:
+                    logger.finish(summary["status"], summary)
+                except Exception as error:  # the run is what it is, and the other loggers want to finish too
+                    warnings.warn(f"{type(logger).__name__} did not finish: {error}", stacklevel=2)
     return summary
 
 
@@ -135,7 +147,7 @@ def _prepare(cfg: DictConfig) -> _Prepared:
     batches = build.batches(cfg, build.arrays(cfg), device)
     model = build.network(cfg, batches.input_shape, batches.classes).to(device)
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
-    report = build.initialization(cfg)(model, batches.sample(cfg.init.samples))
+    report = build.initialization(cfg)(model, batches.sample(build.init_samples(cfg)))
     torch.manual_seed(derive_seed(cfg.seed, "training"))
     if options.channels_last and any(parameter.ndim == 4 for parameter in model.parameters()):
         model = model.to(memory_format=torch.channels_last)
@@ -184,6 +196,7 @@ def _summary(trainer: Trainer, status: str, reason: str | None) -> Record:
         "best": trainer.best,
         "images_per_second": trainer.images_seen / trainer.clock.total if trainer.clock.total else None,
         "training_seconds": trainer.clock.total,
+        "wall_seconds": trainer.wall_seconds(),
     }
 
 

@@ -16,13 +16,15 @@ NOT_IDENTITY = (
     "experiment_name",
     "output_root",
     "data",
+    "dataset.download",
     "logger",
     "trainer.checkpoint_minutes",
     "trainer.max_minutes",
     "trainer.progress",
     "trainer.threads",
 )
-"""Options that say where or how a run is carried out, not what is computed: they do not change its id."""
+"""Options that say where or how a run is carried out, not what is computed (but for rounding, where the number of
+threads changes the order of sums): they do not change its id."""
 
 
 def run_id(cfg: DictConfig) -> str:
@@ -74,7 +76,7 @@ class Run:
     def layers(self, key: str, step: int | None = None) -> list[float | None]:
         """One figure of activations.jsonl for every layer, first to last; at the last measured step by default."""
         if step is None:
-            step = max(row["step"] for row in self.activations)
+            step = max((row["step"] for row in self.activations), default=0)
         rows = sorted((row for row in self.activations if row["step"] == step), key=lambda row: row["index"])
         return [row[key] for row in rows]
 

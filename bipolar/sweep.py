@@ -23,36 +23,49 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from bipolar.errors import ConfigError
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VARIABLE = "BIPOLAR_SWEEP"
 POLL_SECONDS = 0.2
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def compose(overrides: Sequence[str] = (), config_dir: Path = CONFIGS) -> DictConfig:
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of one run, as the command line composes it."""
     import hydra
 
-    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose("train", list(overrides))
 
 
-def expand(overrides: Sequence[str], config_dir: Path = CONFIGS) -> list[DictConfig]:
+def expand(overrides: Sequence[str], extra_configs: str | None = None) -> list[DictConfig]:
     """The configurations of all jobs that `train.py -m` runs for these overrides, in order.
 
     The grid of an experiment or sweep file (`hydra.sweeper.params`) counts, and the overrides go before it.
+
+    Args:
+        overrides: as on the command line.
+        extra_configs: a folder of further configurations, as `--config-dir` names it.
+
+    Raises:
+        ConfigError: a sweep over experiments, whose grids Hydra would silently leave out.
     """
     import hydra
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+    if extra_configs is not None:
+        overrides = [f"hydra.searchpath=[file://{Path(extra_configs).absolute()}]", *overrides]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        fixed = [
-            text
-            for text, parsed in zip(overrides, parser.parse_overrides(list(overrides)), strict=True)
-            if not parsed.is_sweep_override()
-        ]
+        fixed = []
+        for text, parsed in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
+            if not parsed.is_sweep_override():
+                fixed.append(text)
+            elif parsed.key_or_group in ("experiment", "sweep"):
+                raise ConfigError(f"{text} is not allowed; each has a grid of its own: give one at a time")
         base = hydra.compose("train", fixed, return_hydra_config=True)
         grid = [f"{key}={value}" for key, value in (base.hydra.sweeper.get("params") or {}).items()]
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*grid, *overrides]), None)
@@ -66,6 +79,12 @@ def report_job(number: int, record: dict[str, Any]) -> None:
         temporary = Path(folder, f"{number}.new")
         temporary.write_text(json.dumps(record))
         temporary.replace(Path(folder, f"{number}.json"))
+
+
+def is_worker() -> bool:
+    """Whether this is a process that a launcher started: the terminal is its parent's."""
+    folder = os.environ.get(VARIABLE)
+    return folder is not None and Path(folder, "pid").read_text() != str(os.getpid())
 
 
 class StopFile:
@@ -100,6 +119,7 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         self._folder = Path(tempfile.mkdtemp(prefix="bipolar-sweep-"))
+        (self._folder / "pid").write_text(str(os.getpid()))
         os.environ[VARIABLE] = str(self._folder)
         self._seen: set[Path] = set()
         self._bar: Any = None
@@ -107,24 +127,24 @@ class Monitor:
             from tqdm import tqdm
 
             self._bar = tqdm(total=self.total, desc="sweep", unit="run", dynamic_ncols=True, position=0)
-        self._previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
-        # Ctrl-C goes to every process of a terminal. The workers, started from here on, are to leave it alone (an idle
-        # one would die of it and take the others with it): they stop when they see the file. This process still hears
-        # of it, through the thread just started.
+        # Ctrl-C goes to every process of a terminal, and a job scheduler may send SIGTERM to all. The workers, started
+        # from here on, are to leave them alone (an idle one would die and take the others with it): they stop when they
+        # see the file. This process still hears of them, through the thread just started.
         if hasattr(signal, "pthread_sigmask"):
             # Python starts this helper with the first worker otherwise, and unblocks the signal as it does.
             multiprocessing.resource_tracker.ensure_running()
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self._ended.set()
         self._thread.join()
         self._collect()

@@ -1,8 +1,9 @@
 """The trainer: one loop for every network, data set and activation.
 
-A step counts an update of the weights. What is recorded at step s is measured by the forward pass that follows s
-updates, so step 0 shows the network as initialised; after the last update one more forward pass (without an update)
-records the activations of the trained network.
+A step counts an update of the weights: what is recorded at step s comes from the network after s updates, but for the
+training loss and error, which are means over the steps since the line before. Activations at step 0 are those of the
+network as initialised; after the last update one more forward pass (without an update) records those of the trained
+network.
 """
 
 from __future__ import annotations
@@ -75,9 +76,11 @@ class TrainerOptions:
         parse_interval("statistics_every", self.statistics_every)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """The number of updates: the smaller of `epochs` and `max_steps` where both are given."""
-        limits = [] if self.epochs is None else [self.epochs * steps_per_epoch]
-        return min(limits + ([] if self.max_steps is None else [self.max_steps]))
+        """The number of updates: `max_steps` where it is given, else `epochs`."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return self.epochs * steps_per_epoch
 
 
 class Trainer:
@@ -144,6 +147,11 @@ class Trainer:
         self.images_seen = 0
         self.images_in_records = 0  # those of images_seen that an images_per_second already speaks of
         self.clock = _Stopwatch(self.device)
+        self._made_at, self._earlier_wall_seconds = time.monotonic(), 0.0
+
+    def wall_seconds(self) -> float:
+        """Since the run began, the time that it was interrupted left out."""
+        return self._earlier_wall_seconds + time.monotonic() - self._made_at
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -178,11 +186,10 @@ class Trainer:
             return "diverged", None
         # Saved before the test set is read: if the process dies from here on, the end is made again, once.
         self.save()
-        if self.total_steps == 0:
-            self.validate()
-        self.evaluate_and_record("test")
+        finite = self.total_steps > 0 or self.validate()
+        finite &= math.isfinite(self.evaluate_and_record("test")["loss"])
         self.measure_final_state()
-        return "finished", None
+        return ("finished" if finite else "diverged"), None
 
     def train_step(self, batch: Batch) -> None:
         """One update. Nothing in here waits for the device (but float16's loss scale, to know whether to update)."""
@@ -267,7 +274,7 @@ class Trainer:
                 logger.activations(records)
 
     def measure_final_state(self) -> None:
-        """Statistics of the trained network on the first batch of the next epoch, in training mode, no update."""
+        """Statistics of the trained network on the first batch of an epoch, in training mode, without an update."""
         inputs, _ = next(iter(self.batches.train(self.step // self.batches.steps_per_epoch)))
         with torch.no_grad(), self.statistics.measuring(), autocast(self.device, self.precision):
             self.model(inputs)
@@ -279,10 +286,12 @@ class Trainer:
     def validate(self) -> bool:
         """Evaluate on the validation split. Returns False if the loss is not finite."""
         record = self.evaluate_and_record("valid")
+        if not math.isfinite(record["loss"]):
+            return False
         self.schedule.observe(record["loss"])
         if not self.best or record["loss"] < self.best["valid_loss"]:
             self.best = {"step": self.step, "valid_loss": record["loss"], "valid_error": record["error"]}
-        return math.isfinite(record["loss"])
+        return True
 
     def evaluate_and_record(self, split: str) -> Record:
         with self.clock.paused():
@@ -326,12 +335,17 @@ class Trainer:
                     "best": self.best,
                     "images_seen": self.images_seen,
                     "training_seconds": self.clock.total,
+                    "wall_seconds": self.wall_seconds(),
                     "files": self.files.positions(),
                 },
             )
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint, bit for bit: the records written after it are dropped and made again."""
+        """Continue from a checkpoint: the records written after it are dropped and made again.
+
+        Bit for bit the same as without the interruption on the same machine with as many threads; on a GPU only with
+        `trainer.deterministic=true`.
+        """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -343,6 +357,7 @@ class Trainer:
         self.last, self.best = state["last"], state["best"]
         self.images_seen = self.images_in_records = state["images_seen"]
         self.clock.total = state["training_seconds"]
+        self._earlier_wall_seconds = state["wall_seconds"]
         self.files.rewind(state["files"])
 
 

@@ -6,7 +6,7 @@ them. It has
     a docstring          the title in the first line, then the claim and what would count for and against it
     figure(runs)         a matplotlib figure
     table(runs)          rows, each a dictionary with the same keys: one row per line of the table
-    verdict(runs)        (where the claim has a decision rule) see experiments/report.py
 
-and nothing that trains. Runs are `bipolar.runs.Run`, read from their folders.
+and nothing that trains. A verdict, by a rule fixed before the runs, will be one more function of the same file. Runs
+are `bipolar.runs.Run`, read from their folders.
 """

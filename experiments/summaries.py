@@ -41,8 +41,8 @@ def number(value: float | None) -> float:
 
 
 def final(run: Run, key: str) -> float:
-    """A final figure of the run's summary, e.g. `test_error`."""
-    return number(run.summary["final"].get(key))
+    """A final figure of the run's summary, e.g. `test_error`; NaN for a run that diverged."""
+    return math.nan if run.summary["status"] == "diverged" else number(run.summary["final"].get(key))
 
 
 def layer_curve(run: Run, key: str, step: int | None = None) -> NDArray[Any]:
@@ -56,11 +56,14 @@ def loss_curve(run: Run, split: str, key: str) -> tuple[NDArray[Any], NDArray[An
 
 
 def cell(values: Iterable[float], form: Callable[[float], str]) -> str:
-    """`mean ± half-width` for a table, from the runs in which the figure is finite."""
-    mean, half = mean_interval(value for value in values if math.isfinite(value))
+    """`mean ± half-width` for a table, from the runs in which the figure is finite, and how many if not all."""
+    everything = list(values)
+    finite = [value for value in everything if math.isfinite(value)]
+    mean, half = mean_interval(finite)
     if math.isnan(mean):
         return "–"
-    return form(mean) if math.isnan(half) else f"{form(mean)} ± {form(half)}"
+    text = form(mean) if math.isnan(half) else f"{form(mean)} ± {form(half)}"
+    return text if len(finite) == len(everything) else f"{text} (n = {len(finite)})"
 
 
 def percent(value: float) -> str:

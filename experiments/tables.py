@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from bipolar.runs import Run
@@ -12,8 +14,14 @@ Row = dict[str, str]
 
 
 def mean_size(run: Run, step: int | None) -> float:
-    """The mean over the layers of |mean activation of the layer|."""
-    return float(np.abs(layer_curve(run, "mean", step)).mean())
+    """The mean over the layers of |mean activation of the layer|; NaN where it was not measured.
+
+    The end (step None) of a run that diverged is none.
+    """
+    means = layer_curve(run, "mean", step)
+    if means.size == 0 or (step is None and run.summary["status"] == "diverged"):
+        return math.nan
+    return float(np.abs(means).mean())
 
 
 def training_table(runs: list[Run]) -> list[Row]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Download data sets and check them.
+"""Download data sets.
 
 python scripts/download.py fashion_mnist
 python scripts/download.py mnist cifar10 --root ~/data
@@ -34,7 +34,7 @@ def main() -> int:
         for name in args.datasets:
             arrays = torchvision_images(names[name], str(Path(args.root).expanduser()))
             sizes = f"{len(arrays.y_train):,} training and {len(arrays.y_test):,} test images"
-            print(f"{name}: {sizes} in {args.root}, checked")
+            print(f"{name}: {sizes} in {args.root}")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

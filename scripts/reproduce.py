@@ -10,17 +10,32 @@ where nothing is missing nothing is done.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from bipolar.environment import command
 from bipolar.errors import nearest
 from bipolar.runs import is_done, run_folder
 from bipolar.sweep import CONFIGS, expand
 
 ROOT = CONFIGS.parent
 EXPERIMENTS = CONFIGS / "experiment"
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """Run a command that saves itself when it is signalled, and wait for it; returns its exit status."""
+    child = subprocess.Popen(command)
+    # Ctrl-C reaches the child by itself, as everything in the terminal; SIGTERM reaches this process alone.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child.send_signal(number)}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main() -> int:
@@ -44,26 +59,33 @@ def main() -> int:
     started = time.monotonic()
     claims: dict[str, list[Path]] = {}
     for path in sorted((EXPERIMENTS / args.profile).glob("*.yaml")):
+        if not (ROOT / "experiments" / f"{path.stem}.py").exists():
+            parser.exit(2, f"error: {path.name} has no experiments/{path.stem}.py that reads its runs\n")
         overrides = [f"experiment={args.profile}/{path.stem}", f"output_root={args.output_root}", *args.overrides]
         folders = claims[path.stem] = [run_folder(cfg) for cfg in expand(overrides)]
         missing = sum(not is_done(folder) for folder in folders)
         if missing:
             print(f"{args.profile}/{path.stem}: {missing} of {len(folders)} runs to do", flush=True)
-            sweep = [sys.executable, "scripts/train.py", "-m", *overrides]
+            sweep = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *overrides]
             sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={args.workers}"]
-            status = subprocess.run(sweep, cwd=ROOT).returncode
-            if status:
-                return status
+            status = run_to_its_end(sweep)
+            if status > 128:
+                return status  # asked to stop; what was running is saved
+    folders = [folder for members in claims.values() for folder in members]
+    missing = sum(not is_done(folder) for folder in folders)
+    if missing:
+        print(
+            f"no report: {missing} of {len(folders)} runs are not finished; the same command goes on", file=sys.stderr
+        )
+        return 1
 
     from experiments import report  # imports matplotlib
 
     results = Path(args.results) / args.profile
-    folders = [folder for members in claims.values() for folder in members]
     if report.is_current(results, folders):
         print(f"nothing to do: all {len(folders)} runs are finished and {results}/report.md is made from them")
         return 0
-    command = " ".join(["make reproduce", f"PROFILE={args.profile}", *args.overrides])
-    report.write(args.profile, claims, results, command)
+    report.write(args.profile, claims, results, command())
     print(f"wrote {results}/report.md from {len(folders)} runs ({time.monotonic() - started:.0f} s)")
     return 0
 

@@ -61,7 +61,7 @@ def test_interval_is_students_t() -> None:
 
 
 def test_cell_leaves_out_what_is_not_finite_and_says_nothing_of_nothing() -> None:
-    assert cell([0.25, float("nan")], percent) == "25.00 %"
+    assert cell([0.25, float("nan")], percent) == "25.00 % (n = 1)"
     assert cell([float("nan")], significant) == "–"
 
 
@@ -103,21 +103,22 @@ def test_report_is_not_current_without_a_figure_or_with_other_runs(folders: list
     assert not report.is_current(tmp_path, folders)
 
 
-def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "scripts/reproduce.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def reproduce(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "scripts" / "reproduce.py")
+    return subprocess.run([sys.executable, script, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_reproduce_runs_what_is_missing_and_then_has_nothing_to_do(tmp_path: Path) -> None:
-    places = ["--output-root", str(tmp_path / "out"), "--results", str(tmp_path / "results"), "--workers", "1"]
+    # from a folder that is not the repository's, to which the paths are relative
+    places = ["--output-root", "out", "--results", "results", "--workers", "1"]
+    places[3] += "/"  # not the default's very text: with other options a folder has to be named
     small = ["trainer.max_steps=0", "network.dropout=0.5", "seed=0"]
-    first = reproduce(*places, *small)
+    first = reproduce(*places, *small, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     for claim in CLAIMS:
         assert f"quick/{claim}: 4 of 4 runs to do" in first.stdout
         assert (tmp_path / "results" / "quick" / claim / "figure.png").exists()
-    second = reproduce(*places, *small)
+    second = reproduce(*places, *small, cwd=tmp_path)
     assert second.returncode == 0
     assert second.stdout.startswith("nothing to do: all ")
 

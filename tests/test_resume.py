@@ -404,14 +404,14 @@ def test_random_state_round_trip(tmp_path, halfway):
     checkpoint.save(tmp_path / "state.pt", checkpoint.random_state())
     wanted = draws()
     assert draws() != wanted
-    checkpoint.restore_random_state(checkpoint.load(tmp_path / "state.pt", torch.device("cpu")))
+    checkpoint.restore_random_state(checkpoint.load(tmp_path / "state.pt"))
     assert draws() == wanted
 
 
 def test_save_and_load(tmp_path):
     state = {"a": torch.arange(3.0), "b": [1, math.inf, None, "text"], "c": {"d": torch.eye(2, dtype=torch.bfloat16)}}
     checkpoint.save(tmp_path / "state.pt", state)
-    assert same(checkpoint.load(tmp_path / "state.pt", torch.device("cpu")), state)
+    assert same(checkpoint.load(tmp_path / "state.pt"), state)
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
@@ -420,8 +420,8 @@ def test_save_never_writes_into_the_old_file(tmp_path):
     checkpoint.save(tmp_path / "state.pt", old)
     (tmp_path / "kept.pt").hardlink_to(tmp_path / "state.pt")
     checkpoint.save(tmp_path / "state.pt", new)
-    assert same(checkpoint.load(tmp_path / "kept.pt", torch.device("cpu")), old)
-    assert same(checkpoint.load(tmp_path / "state.pt", torch.device("cpu")), new)
+    assert same(checkpoint.load(tmp_path / "kept.pt"), old)
+    assert same(checkpoint.load(tmp_path / "state.pt"), new)
 
 
 @pytest.mark.parametrize("obstacle", ["unpicklable", "directory"])
@@ -433,12 +433,12 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, obstacle):
         (tmp_path / "state.pt.new").mkdir()
     with pytest.raises(Exception, match=r".+"):
         checkpoint.save(path, {**new, "b": (lambda: 0) if obstacle == "unpicklable" else 0})
-    assert same(checkpoint.load(path, torch.device("cpu")), old)
+    assert same(checkpoint.load(path), old)
 
     if obstacle == "directory":
         (tmp_path / "state.pt.new").rmdir()
     checkpoint.save(path, new)
-    assert same(checkpoint.load(path, torch.device("cpu")), new)
+    assert same(checkpoint.load(path), new)
 
 
 # -- other processes -------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def initial(cfg):
     batches = build.batches(cfg, build.arrays(cfg), CPU)
     model = build.network(cfg, batches.input_shape, batches.classes)
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
-    build.initialization(cfg)(model, batches.sample(cfg.init.samples))
+    build.initialization(cfg)(model, batches.sample(build.init_samples(cfg)))
     return model, batches
 
 
@@ -220,7 +220,7 @@ def test_accumulation_changes_nothing(request, config, parts):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "max_steps", "steps"), [(2, "null", 16), (2, 5, 5), ("null", 11, 11), (1, 100, 8), (3, 24, 24)]
+    ("epochs", "max_steps", "steps"), [(2, "null", 16), (2, 5, 5), ("null", 11, 11), (1, 20, 20), (3, 24, 24)]
 )
 def test_number_of_steps(tiny_config, epochs, max_steps, steps):
     summary, metrics, _ = train(tiny_config(f"trainer.epochs={epochs}", f"trainer.max_steps={max_steps}"))
@@ -665,3 +665,34 @@ def test_nothing_is_written_for_a_wrong_value(tiny_config):
     with pytest.raises(ConfigError, match=r"trainer\.accumulate=33"):
         run(cfg)
     assert not Path(cfg.output_root).exists()
+
+
+# -- what a review found ---------------------------------------------------------------------------------------------
+
+
+def test_an_untrained_network_that_is_not_finite_has_diverged(tiny_config):
+    summary, metrics, activations = train(tiny_config("trainer.max_steps=0", "init.weight_mean=1e30"))
+    assert summary["status"] == "diverged"
+    assert metrics["valid"][0]["loss"] is None
+    assert summary["best"] == {}
+    assert activations
+
+
+def test_wall_seconds_count_all_parts_of_an_interrupted_run(tiny_config):
+    cfg = tiny_config("trainer.max_minutes=1e-9")
+    spent = []
+    while (summary := run(cfg))["status"] == "interrupted":
+        spent.append(summary["wall_seconds"])
+    assert len(spent) > 3
+    assert spent == sorted(spent)
+    assert summary["wall_seconds"] >= max(spent[-1], summary["training_seconds"])
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_channels_last_is_the_layout_of_images(channels_last):
+    cfg = sweep.compose(["dataset=digits", f"trainer.channels_last={channels_last}"])
+    batches = build.batches(cfg, build.arrays(cfg), torch.device("cpu"))
+    # three channels, so that the two layouts differ
+    inputs = batches._prepare(torch.zeros(4, 8, 8, 3, dtype=torch.uint8))
+    assert inputs.is_contiguous() != channels_last
+    assert inputs.is_contiguous(memory_format=torch.channels_last) == channels_last

@@ -85,6 +85,8 @@ class Batches:
         device: where it lies and batches are made.
         batch_size: samples of a training batch; the incomplete last batch of an epoch is dropped.
         seed: the run's seed, from which order and augmentation are derived.
+        augmentation: of training images; None for none.
+        channels_last: the memory format of images.
     """
 
     def __init__(
@@ -95,11 +97,13 @@ class Batches:
         batch_size: int,
         seed: int,
         augmentation: Augmentation | None = None,
+        channels_last: bool = True,
     ) -> None:
         self.classes = classes
         self.device = device
         self.batch_size = batch_size
         self.seed = seed
+        self.channels_last = channels_last
         self.augmentation = augmentation or Augmentation()
         x_train = splits["train"][0]
         self.images = x_train.dtype == np.uint8
@@ -161,7 +165,8 @@ class Batches:
         if not self.images:
             return inputs
         # NHWC in memory seen as NCHW is channels_last: no copy
-        return (inputs.permute(0, 3, 1, 2).float() - self._shift) * self._scale
+        images = (inputs.permute(0, 3, 1, 2).float() - self._shift) * self._scale
+        return images if self.channels_last else images.contiguous()
 
     def _augmented(self, index: Tensor, seed: int) -> Tensor:
         assert self._train_source is not None

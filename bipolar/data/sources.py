@@ -6,7 +6,8 @@ To add a data set: write a function like these and a file in `configs/dataset/` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,24 @@ def gaussian(
     return Arrays(*draw(train_samples), *draw(test_samples), classes=classes)
 
 
+@contextmanager
+def _one_at_a_time(root: Path, dataset: str) -> Iterator[None]:
+    """Keep the jobs of a sweep from downloading into one place at the same time."""
+    from filelock import FileLock
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / f".{dataset}.lock")
+        lock.acquire()
+    except OSError:  # a folder that cannot be written to is not downloaded into
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 TORCHVISION_DATASETS = ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")
 
 
@@ -108,7 +127,8 @@ def torchvision_images(dataset: str, root: str, download: bool = True) -> Arrays
     splits: list[tuple[Array, Array]] = []
     for train in (True, False):
         try:
-            images = make(root, train=train, download=download)
+            with _one_at_a_time(Path(root), dataset) if download else nullcontext():
+                images = make(root, train=train, download=download)
             data = np.asarray(images.data)
             labels = np.asarray(images.targets, dtype=np.int64)
             if len(data) != len(labels) or len(data) == 0:

@@ -2,6 +2,7 @@
 
     config.yaml           the resolved configuration
     environment.json      versions, commit, device, threads, command
+    changes.diff          what the code had beyond that commit, if anything
     initialization.json   what the initialization did, layer by layer
     metrics.jsonl         a line per logged step and split: step, epoch, split, loss, error; for split=train also
                           learning_rate and images_per_second
@@ -18,9 +19,10 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 Record = dict[str, Any]
 
@@ -69,10 +71,10 @@ class FileRecorder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[str, FileIO] = {}
 
     def __enter__(self) -> FileRecorder:
-        self._files = {name: (self.folder / name).open("ab") for name in (METRICS, ACTIVATIONS)}
+        self._files = {name: (self.folder / name).open("ab", buffering=0) for name in (METRICS, ACTIVATIONS)}
         return self
 
     def __exit__(
@@ -90,7 +92,6 @@ class FileRecorder:
     def _append(self, name: str, records: Iterable[Record]) -> None:
         file = self._files[name]
         file.write("".join(json.dumps(jsonable(record), allow_nan=False) + "\n" for record in records).encode())
-        file.flush()
 
     def positions(self) -> dict[str, int]:
         """The length of each file in bytes, for a checkpoint: so much of it is safely on the disk."""

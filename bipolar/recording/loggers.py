@@ -6,7 +6,9 @@ A logger has the four methods of `Logger`. To add one: write it here or elsewher
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bipolar.errors import ConfigError, check_choice, prefixed
-from bipolar.recording.folder import Record
+from bipolar.recording.folder import ACTIVATIONS, METRICS, Record, read_jsonl
+from bipolar.sweep import VARIABLE, is_worker
 
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -138,9 +141,14 @@ class TensorBoardLogger:
     def start(self, info: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what a run that was killed wrote after its last checkpoint is hidden
-        purge = info.first_step if info.first_step else None
-        self._writer = SummaryWriter(str(info.folder / "tensorboard"), purge_step=purge)
+        # Made again from the run folder's files, which a resumed run has just cut back to its checkpoint.
+        folder = info.folder / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+        for record in read_jsonl(info.folder / METRICS):
+            self.metrics(record)
+        for _, records in itertools.groupby(read_jsonl(info.folder / ACTIVATIONS), key=lambda record: record["step"]):
+            self.activations(list(records))
 
     def metrics(self, record: Record) -> None:
         self._write(flat_metrics(record), record["step"])
@@ -163,7 +171,7 @@ class Progress:
     """A tqdm bar with loss, error, images/s and the remaining time; silent where the output is no terminal."""
 
     def __init__(self, show: bool = True) -> None:
-        self.show = show and sys.stderr.isatty()
+        self.show = show and sys.stderr.isatty() and not is_worker()
         self._bar: Any = None
 
     def start(self, info: RunInfo) -> None:
@@ -177,7 +185,7 @@ class Progress:
                 unit="step",
                 leave=False,
                 dynamic_ncols=True,
-                position=1 if _inside_sweep() else 0,
+                position=1 if VARIABLE in os.environ else 0,  # below the sweep's bar
             )
 
     def metrics(self, record: Record) -> None:
@@ -197,10 +205,6 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _inside_sweep() -> bool:
-    return "BIPOLAR_SWEEP" in os.environ
 
 
 def _text(value: float | None, form: str) -> str:
