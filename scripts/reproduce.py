@@ -32,7 +32,8 @@ def run_to_its_end(command: list[str]) -> int:
     handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child.send_signal(number)}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        return child.wait()
+        status = child.wait()
+        return status if status >= 0 else 128 - status  # negative: it died of a signal
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

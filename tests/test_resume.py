@@ -72,7 +72,7 @@ class FlakyReLU(nn.ReLU):
 
 
 class StopAfter:
-    """Asks a run to stop after `steps` steps of this session."""
+    """Asks a run to stop after `steps` more steps."""
 
     def __init__(self, steps):
         self.left = steps
