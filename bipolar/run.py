@@ -87,13 +87,8 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
                 total_steps=trainer.total_steps,
                 first_step=trainer.step,
             )
-            try:
-                for logger in loggers:
-                    logger.start(info)
-            except ConfigError:
-                if not resuming:
-                    shutil.rmtree(folder)
-                raise
+            for logger in loggers:
+                logger.start(info)
             try:
                 summary = _summary(trainer, *trainer.fit())
             except KeyboardInterrupt:
@@ -102,8 +97,12 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
             except Exception:
                 summary = _summary(trainer, "failed", None)
                 raise
+        except ConfigError as error:  # a logger that cannot start: nothing was trained, so nothing is left
+            summary = _record_failure(folder, error)
+            if not resuming:
+                shutil.rmtree(folder)
+            raise
         except Exception as error:
-            folder.mkdir(exist_ok=True)
             summary = _record_failure(folder, error, summary)
             raise
         except BaseException:  # before or in fit: a second signal, or an exit
@@ -111,7 +110,8 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
             raise
         finally:
             summary["run_id"] = folder.name
-            write_json(folder / SUMMARY, summary)
+            if folder.exists():
+                write_json(folder / SUMMARY, summary)
             for logger in loggers:
                 try:
                     logger.finish(summary["status"], summary)

@@ -451,3 +451,15 @@ def test_there_is_no_summary_while_a_run_is_going_on(tiny_config):
     run(cfg, lambda: summaries.append(read_summary(run_folder(cfg))))
     assert set(map(str, summaries)) == {"None"}
     assert read_summary(run_folder(cfg))["status"] == "finished"
+
+
+def test_a_wandb_that_cannot_start_is_wrong_input_and_leaves_nothing(tmp_path, monkeypatch):
+    """Online without an account: there is nobody to ask for a key, and no network is needed to find that out."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    monkeypatch.setattr(sys, "stdin", None)
+    cfg = sweep.compose([*TINY, f"output_root={tmp_path}/outputs", "logger=wandb"])
+    with pytest.raises(ConfigError, match=r"logger=wandb could not start .*logger\.wandb\.mode=offline"):
+        run(cfg)
+    assert not run_folder(cfg).exists()
