@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -450,17 +449,21 @@ class Terminal:
         self._reader.start()
         return self
 
+    # Written last. Waiting for the other end to be closed would not do: a helper process that Python starts meanwhile
+    # (the resource tracker) inherits stderr and keeps it open.
+    END = b"<end of the test's terminal>"
+
     def _read(self) -> None:
-        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
-            while data := os.read(self._master, 65536):
-                self._data += data
+        while self.END not in self._data:
+            self._data += os.read(self._master, 65536)
 
     def __exit__(self, *error) -> None:
+        sys.stderr.write(self.END.decode())
         sys.stderr.close()
         sys.stderr = self._stderr
         self._reader.join()
         os.close(self._master)
-        self.shown = self._data.decode()
+        self.shown = self._data.removesuffix(self.END).decode()
 
 
 def test_a_bar_shows_loss_error_and_speed(tiny_config):
