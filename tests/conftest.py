@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -33,3 +37,29 @@ def tiny_config(tmp_path: Path) -> Callable[..., object]:
     from bipolar import sweep
 
     return lambda *overrides: sweep.compose([*TINY, f"output_root={tmp_path}/outputs", *overrides])
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def train(capsys, monkeypatch):
+    """`python scripts/train.py <arguments>` in this process, which has torch already."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    level, handlers = logging.root.level, logging.root.handlers[:]
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["scripts/train.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("scripts/train.py", run_name="__main__")
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    yield call
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = handlers

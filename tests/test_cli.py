@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import platform
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -63,24 +61,6 @@ def process(*arguments: str) -> Ended:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "tests"])}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True)
     return Ended(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def train(capsys, monkeypatch):
-    """`python scripts/train.py <arguments>` in this process, which has torch already."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    level, handlers = logging.root.level, logging.root.handlers[:]
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["scripts/train.py", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path("scripts/train.py", run_name="__main__")
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    yield call
-    logging.root.setLevel(level)
-    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module")

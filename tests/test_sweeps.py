@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import re
-import runpy
 import signal
 import struct
 import subprocess
@@ -60,24 +58,6 @@ class Ended(NamedTuple):
     status: int
     out: str
     err: str
-
-
-@pytest.fixture
-def train(capsys, monkeypatch):
-    """`python scripts/train.py <arguments>` in this process, which has torch already."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    level, handlers = logging.root.level, logging.root.handlers[:]
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["scripts/train.py", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path("scripts/train.py", run_name="__main__")
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    yield call
-    logging.root.setLevel(level)
-    logging.root.handlers[:] = handlers
 
 
 def start(*arguments: str, **variables: str | None) -> subprocess.Popen[str]:
