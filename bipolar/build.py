@@ -17,10 +17,11 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from bipolar.activations import Bipolar
 from bipolar.data.batches import Augmentation, Batches, carve_validation
 from bipolar.data.sources import Arrays, check_shape
 from bipolar.device import choose_device
-from bipolar.errors import ConfigError, check_float, check_int, prefixed
+from bipolar.errors import ConfigError, check_bool, check_float, check_int, prefixed
 from bipolar.networks import MakeActivation
 from bipolar.recording.loggers import Logger, make_loggers
 from bipolar.schedules import Schedule
@@ -64,7 +65,9 @@ def _is_known(target: str) -> bool:
 def activation(cfg: DictConfig) -> MakeActivation:
     make = _maker(cfg.activation)
     with _group("activation", cfg.activation._target_):
-        make()
+        made = make()
+    if cfg.twin and not isinstance(made, Bipolar):
+        raise ConfigError(f"twin=true needs a bipolar activation, such as brelu; {cfg.activation.name} is not one")
     return make
 
 
@@ -74,6 +77,18 @@ def network(cfg: DictConfig, input_shape: Sequence[int], classes: int) -> nn.Mod
     with _group("network", cfg.network._target_):
         model: nn.Module = make(input_shape, classes, make_activation)
     return model
+
+
+def twin(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """The model itself, or where `twin` is set the base network with its sign-flipped weights."""
+    if not cfg.twin:
+        return model
+    from bipolar.symmetry import SymmetryError, fold
+
+    try:
+        return fold(model, strict=False)
+    except SymmetryError as error:
+        raise ConfigError(f"twin=true is not possible: {error}") from error
 
 
 def initialization(cfg: DictConfig) -> Callable[..., list[dict[str, Any]]]:
@@ -173,18 +188,28 @@ def check(cfg: DictConfig) -> None:
             raise ConfigError(f"{name}={cfg[name]!r} is not allowed; give the name of a folder")
     if ".." in Path(cfg.experiment_name).parts or Path(cfg.experiment_name).is_absolute():
         raise ConfigError(f"experiment_name={cfg.experiment_name} is not allowed; it is a folder below output_root")
+    check_bool("twin", cfg.twin)
     options = trainer_options(cfg)
     with _group("trainer"):
         choose_device(options.device)
     loggers(cfg)
     initialization(cfg)
     schedule(cfg)
+    if (model := meta_network(cfg)) is not None:
+        optimizer(cfg, twin(cfg, model))
+
+
+def meta_network(cfg: DictConfig) -> nn.Module | None:
+    """The network without its values (on the meta device), after a try with two samples.
+
+    None where it cannot be told: for a user's own network and data whose shape is not known before one looks at them.
+    """
     shape, classes = SHAPES.get(cfg.dataset.name, [3, 32, 32]), 10
     if "shape" in cfg.dataset:
         with _group("dataset"):
             shape, classes = check_shape(cfg.dataset.shape), check_int("classes", cfg.dataset.classes)
     if cfg.dataset.name not in SHAPES and not _is_known(cfg.network._target_):
-        return  # whether a user's network suits data that was not looked at yet cannot be told
+        return None
     with torch.device("meta"):
         model = network(cfg, shape, classes)
         try:
@@ -193,4 +218,4 @@ def check(cfg: DictConfig) -> None:
             if not (_is_known(cfg.activation._target_) and _is_known(cfg.network._target_)):
                 raise
             raise ConfigError(f"{_options(cfg.activation)} cannot be used: {str(error).splitlines()[0]}") from error
-    optimizer(cfg, model)
+    return model

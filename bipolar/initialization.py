@@ -1,4 +1,4 @@
-"""Initial weights: He, Glorot, orthogonal and LSUV, for any activation.
+"""Initial weights: He, Glorot, orthogonal, identity and LSUV, for any activation.
 
 Every initialization is called as `init(model, inputs)` and returns a report, one row per layer. Biases are set to
 zero. Normalization layers keep torch's defaults (scale 1, shift 0). Weights are drawn from torch's global generator.
@@ -76,9 +76,13 @@ def _gains(layers: list[Layer]) -> list[float]:
     """For each layer the gain of the activation that feeds it; the first layer is fed by data of variance 1.
 
     With the gain of the activation in front (not behind) every pre-activation has variance 1, which is what the
-    gain is computed for; it matters where f is not homogeneous, as ELU.
+    gain is computed for; it matters where f is not homogeneous, as ELU. A layer without an activation (a projection on
+    a shortcut) passes on that of the layer before it.
     """
-    return [1.0, *(gain(layer.activation) for layer in layers[:-1])]
+    gains = [1.0]
+    for layer in layers[:-1]:
+        gains.append(gains[-1] if layer.activation is None else gain(layer.activation))
+    return gains
 
 
 def _finish(layer: Layer, weight_mean: float) -> dict[str, Any]:
@@ -128,6 +132,16 @@ class Orthogonal(_DrawnWeights):
 
     def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
         nn.init.orthogonal_(weight, gain)
+
+
+class Identity(_DrawnWeights):
+    """The identity map (its first rows or columns where the layer is not square); a Dirac kernel for a convolution."""
+
+    def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
+        if weight.ndim == 2:
+            nn.init.eye_(weight)
+        else:
+            nn.init.dirac_(weight)
 
 
 LSUV_VARIANTS = ("textbook", "authors")

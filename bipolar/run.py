@@ -148,6 +148,7 @@ def _prepare(cfg: DictConfig) -> _Prepared:
     model = build.network(cfg, batches.input_shape, batches.classes).to(device)
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
     report = build.initialization(cfg)(model, batches.sample(build.init_samples(cfg)))
+    model = build.twin(cfg, model)
     torch.manual_seed(derive_seed(cfg.seed, "training"))
     if options.channels_last and any(parameter.ndim == 4 for parameter in model.parameters()):
         model = model.to(memory_format=torch.channels_last)

@@ -42,6 +42,8 @@ def run_id(cfg: DictConfig) -> str:
         node.pop(last, None)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     names = [cfg[group].name for group in ("activation", "network", "dataset", "init")]
+    if cfg.twin:
+        names.insert(1, "twin")
     return "-".join([*names, f"lr{cfg.optimizer.lr}", f"seed{cfg.seed}", digest])
 
 

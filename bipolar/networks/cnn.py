@@ -7,18 +7,27 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from bipolar.activations import Bipolar
 from bipolar.errors import ConfigError, check_choice, check_float, check_int
 from bipolar.networks import Layer, MakeActivation, layer_of_block
 from bipolar.networks.normalization import NORMS, make_norm
+from bipolar.networks.pooling import BipolarMaxPool2d
 
-POOLS = ("max", "average", "stride")
+POOLS = ("max", "average", "stride", "bipolar_max")
+
+
+def _make_pool(pool: str, activation: nn.Module) -> nn.Module:
+    if pool == "bipolar_max" and isinstance(activation, Bipolar):
+        return BipolarMaxPool2d(2, ceil_mode=True, pattern=activation.pattern)
+    return (nn.AvgPool2d if pool == "average" else nn.MaxPool2d)(2, ceil_mode=True)
 
 
 class CNN(nn.Module):
     """Images [N, C, H, W] to logits [N, classes]: convolutions, global average pooling, a linear output layer.
 
     Wherever the width changes from one layer to the next, the resolution is halved (rounded up): by a pooling of
-    2 x 2 between the two (`max`, `average`) or by a stride of 2 in the second convolution (`stride`).
+    2 x 2 between the two (`max`, `average`, `bipolar_max`) or by a stride of 2 in the second convolution (`stride`).
+    `bipolar_max` takes the pattern of the activation; behind one that is not bipolar it is plain max pooling.
 
     Args:
         input_shape: (C, H, W) of one image.
@@ -62,8 +71,7 @@ class CNN(nn.Module):
             halves = index > 0 and width != widths[index - 1]
             block: OrderedDict[str, nn.Module] = OrderedDict()
             if halves and pool != "stride":
-                make_pool = nn.MaxPool2d if pool == "max" else nn.AvgPool2d
-                block["pool"] = make_pool(2, ceil_mode=True)
+                block["pool"] = _make_pool(pool, activation())
             stride = 2 if halves and pool == "stride" else 1
             block["conv"] = nn.Conv2d(channels, width, kernel_size, stride, padding=kernel_size // 2)
             if (normalization := make_norm(norm, width, spatial_dims=2)) is not None:
