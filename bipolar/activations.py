@@ -138,6 +138,10 @@ class _BipolarReLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
         # grad where y != 0, else 0, in one vectorised pass
+        if grads[0].stride() != y.stride():
+            # Of two layouts hardshrink_backward keeps the gradient's, ReLU the layer's (as `where` does here). Sums in
+            # the layers in front depend on it in their last bits, and a mean's gradient is never channels_last.
+            return torch.where(y != 0, grads[0], 0), None, None
         return torch.ops.aten.hardshrink_backward(grads[0], y, 0.0), None, None
 
     @staticmethod

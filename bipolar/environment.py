@@ -15,7 +15,7 @@ from typing import Any
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "hydra-joblib-launcher", "joblib", "wandb",
-    "scikit-learn", "scipy", "matplotlib",
+    "scikit-learn", "scipy", "statsmodels", "matplotlib",
 )  # fmt: skip
 CODE = ("bipolar", "configs", "experiments", "scripts")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,32 @@ def read_run(folder: Path) -> Run:
         metrics=read_jsonl(folder / METRICS),
         activations=read_jsonl(folder / ACTIVATIONS),
     )
+
+
+def reuse(folder: Path) -> bool:
+    """Take over a finished run of the same id from another experiment of the same profile, if there is one.
+
+    The id says all that is computed, so that run would be made again to the last bit. Its files are copied; the
+    configuration gets this experiment's name.
+
+    Args:
+        folder: where the run would be, `<output root>/<profile>/<experiment>/<run id>`; nothing is there yet.
+
+    Returns:
+        Whether it was taken over.
+    """
+    for other in sorted(folder.parents[1].glob(f"*/{folder.name}")):
+        if other == folder or not is_done(other):
+            continue
+        temporary = folder.with_name(folder.name + ".new")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(other, temporary, ignore=shutil.ignore_patterns(".lock", "checkpoint.pt"))
+        config = OmegaConf.load(temporary / "config.yaml")
+        config.experiment_name = f"{folder.parents[1].name}/{folder.parent.name}"
+        OmegaConf.save(config, temporary / "config.yaml")
+        temporary.rename(folder)
+        return True
+    return False
 
 
 def is_done(folder: Path) -> bool:

@@ -10,6 +10,7 @@ two of them clash, one of the two is named: not the bipolar activations, of whic
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -89,6 +90,14 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         known = (Bipolar, BipolarMaxPool2d, BatchAxisReLU)
         return isinstance(module, known) or super().is_leaf_module(module, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        # fx refuses functions, as in bipolar(torch.relu, x), and modules that the network does not know
+        if isinstance(a, (types.FunctionType, types.BuiltinFunctionType)):
+            return a.__name__
+        if isinstance(a, nn.Module) and all(a is not module for module in self.root.modules()):
+            return type(a).__name__
+        return super().create_arg(a)
 
 
 def _trace(model: nn.Module) -> fx.Graph:

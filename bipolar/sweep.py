@@ -7,6 +7,7 @@ progress and knows the exit status. A file `stop` in the same folder asks every 
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing.resource_tracker
 import os
@@ -69,7 +70,38 @@ def expand(overrides: Sequence[str], extra_configs: str | None = None) -> list[D
         base = hydra.compose("train", fixed, return_hydra_config=True)
         grid = [f"{key}={value}" for key, value in (base.hydra.sweeper.get("params") or {}).items()]
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*grid, *overrides]), None)
-        return [hydra.compose("train", job) for job in jobs]
+        return _compose_all(jobs, parser)
+
+
+def _compose_all(jobs: list[list[str]], parser: Any) -> list[DictConfig]:
+    """The configuration of each job, as hydra.compose makes it, but composing once for many.
+
+    Composing takes a tenth of a second. Jobs that differ in plain values alone (a seed, a learning rate) share one
+    composition, to which Hydra's own function then applies their values.
+    """
+    import hydra
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.types import OverrideType
+
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    configs = []
+    for job in jobs:
+        choices, values = [], []
+        for text, parsed in zip(job, parser.parse_overrides(job), strict=True):
+            is_value = (
+                parsed.type == OverrideType.CHANGE and parsed.package is None and parsed.key_or_group not in groups
+            )
+            if is_value and not parsed.key_or_group.startswith(("hydra", "/")):
+                values.append(parsed)
+            else:
+                choices.append(text)
+        if (key := tuple(choices)) not in composed:
+            composed[key] = hydra.compose("train", choices)
+        config = copy.deepcopy(composed[key])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        configs.append(config)
+    return configs
 
 
 def report_job(number: int, record: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,11 +13,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bipolar.runs import Run
-from experiments.summaries import by_activation, layer_curve, loss_curve
+from experiments.inference import Effect
+from experiments.summaries import by_activation, layer_curve, loss_curve, mean_interval, values_of, where
 
 # colours that people with the common colour deficiencies tell apart (Okabe and Ito)
 COLOURS = {"relu": "#D55E00", "elu": "#0072B2", "leaky_relu": "#E69F00", "selu": "#009E73", "gelu": "#CC79A7",
@@ -96,6 +98,87 @@ def draw(
     axes.set_ylabel(y_label)
     if log and any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines):
         axes.set_yscale("log")
+
+
+def rate_panel(axes: Axes, runs: list[Run], figure: Callable[[Run], float], title: str, y_label: str) -> None:
+    """A figure of each run against its learning rate: mean over seeds with its 95 % interval.
+
+    The mean is over the runs that have the figure; a cross marks a rate at which one does not, having diverged.
+    """
+    for name, members in by_activation(runs).items():
+        base, is_bipolar = base_of(name)
+        rates = sorted(values_of(members, "optimizer.lr"))
+        found = [[figure(run) for run in where(members, optimizer__lr=rate)] for rate in rates]
+        finite = [[value for value in values if np.isfinite(value)] for values in found]
+        means, halves = np.array([mean_interval(values) for values in finite]).T
+        axes.errorbar(
+            rates, means, np.nan_to_num(halves), color=COLOURS.get(base, "#444444"), label=label(name), capsize=2,
+            linestyle="-" if is_bipolar else "--", linewidth=1.4, marker="o", markersize=3,
+        )  # fmt: skip
+        lost = [rate for rate, values, kept in zip(rates, found, finite, strict=True) if len(kept) < len(values)]
+        top = axes.get_xaxis_transform()
+        axes.plot(lost, np.full(len(lost), 0.97), "x", color=COLOURS.get(base, "#444444"), transform=top)
+    axes.set_xscale("log")
+    axes.set_title(title)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(y_label)
+
+
+def forest(axes: Axes, effects: Sequence[Effect], title: str) -> None:
+    """Effects of one kind with their 95 % intervals, one a line; grey: within the smallest effect of interest."""
+    shown = [each for each in effects if np.isfinite(each.estimate)]
+    scale = (lambda value: 100 * np.expm1(value)) if shown and shown[0].unit == "%" else (lambda value: value)
+    for place, each in enumerate(shown):
+        colour = {"supported": "#009E73", "contradicted": "#D55E00"}.get(each.verdict, "#444444")
+        axes.plot([scale(each.low), scale(each.high)], [place, place], color=colour, linewidth=1.6)
+        axes.plot(scale(each.estimate), place, "o", color=colour, markersize=4)
+    if shown:
+        axes.axvspan(scale(-shown[0].smallest), scale(shown[0].smallest), color="#888888", alpha=0.15, linewidth=0)
+        axes.set_xlabel(f"{shown[0].figure} ({shown[0].unit or '1'})")
+    axes.axvline(0, color="#444444", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [each.name for each in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_title(title)
+
+
+def forest_figure(groups: dict[str, Sequence[Effect]]) -> Figure:
+    """Effects with 95 % intervals, bipolar against base: circles are estimates, lines intervals, the grey band is the
+    smallest effect of interest; green speaks for the claim, orange against it, by the rule."""
+    kept = {title: effects for title, effects in groups.items() if effects}
+    rows = max(len(effects) for effects in kept.values())
+    figure, axes = plt.subplots(1, len(kept), figsize=(5.4 * len(kept), 0.9 + 0.24 * rows), squeeze=False)
+    for place, (title, effects) in zip(axes[0], kept.items(), strict=True):
+        forest(place, effects, title)
+    return figure
+
+
+def heat_maps(groups: dict[str, list[Run]], key: str, title: str, *, log: bool = False) -> Figure:
+    """One panel per group of runs: `key` of each layer over the measured steps, mean over the runs."""
+    figure, axes = plt.subplots(1, len(groups), figsize=(2.6 * len(groups) + 0.8, 2.8), squeeze=False, sharey=True)
+    tables, steps = {}, {}
+    for name, runs in groups.items():
+        steps[name] = sorted({row["step"] for row in runs[0].activations})
+        stacked = [[layer_curve(run, key, step) for step in steps[name]] for run in runs]
+        tables[name] = np.nanmean(np.array(stacked, dtype=float), axis=0).T  # [layers, steps]
+    everything = np.concatenate([table.ravel() for table in tables.values()])
+    everything = everything[np.isfinite(everything) & ((everything > 0) | (not log))]
+    low, high = (everything.min(), everything.max()) if everything.size else (0.0, 1.0)
+    largest = max(abs(low), abs(high))
+    norm = LogNorm(low, high) if log else Normalize(-largest, largest)
+    for place, (name, table) in zip(axes[0], tables.items(), strict=True):
+        image = place.imshow(
+            table, aspect="auto", origin="lower", norm=norm, cmap="viridis" if log else "RdBu_r",
+            interpolation="nearest", extent=(-0.5, table.shape[1] - 0.5, 0.5, table.shape[0] + 0.5),
+        )  # fmt: skip
+        ticks = np.unique(np.linspace(0, table.shape[1] - 1, 4).round().astype(int))
+        place.set_xticks(ticks, [str(steps[name][tick]) for tick in ticks])
+        place.set_title(name)
+        place.set_xlabel("step (updates)")
+        place.grid(visible=False)
+    axes[0, 0].set_ylabel("layer")
+    figure.colorbar(image, ax=axes[0].tolist(), label=title)
+    return figure
 
 
 def legend(figure: Figure, axes: Axes) -> None:

@@ -1,164 +1,195 @@
-"""From finished runs to `results/<profile>/`: figures, tables, report. All text with numbers is made from the runs."""
+"""From the archives in `results/<profile>/<claim>/` to figures, tables, verdicts and the report: from those alone."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib
-import inspect
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from bipolar.recording.folder import SUMMARY, write_json
-from bipolar.runs import Run, read_run
+from bipolar.errors import ConfigError, DataError
+from bipolar.recording.folder import Record, jsonable, write_json
+from experiments import forest, html, markdown, ordered, provenance, readme, records
+from experiments.inference import NOT_TESTED, Verdict
+from experiments.markdown import Claim
 from experiments.plots import style
-from experiments.summaries import CONFIDENCE
 from experiments.tables import Row
 
-PROVENANCE = "provenance.json"
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = 9
+"""Significant digits in verdict.json: the last ones differ between machines."""
 
 
-def digest(folders: list[Path]) -> str:
-    """Of all that the report is made from: the runs' summaries and the code in this folder."""
-    parts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    parts += [folder.name.encode() + (folder / SUMMARY).read_bytes() for folder in folders]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+def write(profile: str, results: Path, command: str) -> list[Path]:
+    """Write all that is made of the archives in `results`, a profile's folder. Returns the files written.
+
+    The README's block is written too, where `results` are the repository's own and the README shows this profile.
+
+    Raises:
+        ConfigError: an archive is missing, damaged, or of a claim that has no file here.
+    """
+    claims = load(results)
+    written = [path for claim in claims for path in _draw_claim(results / claim.name, claim)]
+    written += _save(_forest(claims), results / "claims")
+    record = _provenance(profile, command, claims)
+    for path, text in texts(results, claims, record).items():
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    page = results / "report.html"
+    page.write_text(html.page((results / "report.md").read_text(encoding="utf-8"), results), encoding="utf-8")
+    written.append(page)
+    archives = [results / claim.name / records.RECORDS for claim in claims]
+    names = [path.relative_to(results).as_posix() for path in (*archives, *written)]
+    write_json(results / provenance.PROVENANCE, {**record, "files": sorted(names)})
+    if _is_in_readme(profile, results):
+        (ROOT / "README.md").write_text(readme.text(ROOT / "README.md", results, claims), encoding="utf-8")
+    return [*written, results / provenance.PROVENANCE]
 
 
-def is_current(results: Path, folders: list[Path]) -> bool:
-    """Whether `results` was made from just these runs by just this code, and is whole."""
-    path = results / PROVENANCE
-    if not path.exists():
-        return False
-    provenance = json.loads(path.read_text(encoding="utf-8"))
-    return provenance["digest"] == digest(folders) and all((results / name).exists() for name in provenance["files"])
+def check(profile: str, results: Path) -> list[str]:
+    """What of `results`, or of the README, is not as archives and code make it: a line per file.
+
+    Of figures it is looked only whether they exist: another version of a library draws them otherwise.
+    """
+    claims = load(results)
+    record = _provenance(profile, command_of(profile, results), claims)
+    wrong = []
+    figures = [results / claim.name / f"{name}.{kind}" for claim in claims for name in claim.figures for kind in KINDS]
+    if _has_forest(claims):
+        figures += [results / f"claims.{kind}" for kind in KINDS]
+    missing = [path for path in (*figures, results / provenance.PROVENANCE) if not path.exists()]
+    wrong += [f"{path} is missing" for path in missing]
+    expected = texts(results, claims, record)
+    if not missing:
+        expected[results / "report.html"] = html.page(expected[results / "report.md"], results)
+    if _is_in_readme(profile, results):
+        expected[ROOT / "README.md"] = readme.text(ROOT / "README.md", results, claims)
+    for path, text in expected.items():
+        if not path.exists():
+            wrong.append(f"{path} is missing")
+        elif path.read_text(encoding="utf-8") != text:
+            wrong.append(f"{path} is not what the records and the code make")
+    return wrong
 
 
-def write(profile: str, claims: dict[str, list[Path]], results: Path, command: str) -> list[Path]:
-    """Write figures, tables and `report.md` for the runs of each claim. Returns the files written."""
-    import matplotlib.pyplot as plt
+def command_of(profile: str, results: Path) -> str:
+    """The command that made the runs of these results."""
+    return str(provenance.read(results).get("command") or f"make reproduce PROFILE={profile}")
 
-    results.mkdir(parents=True, exist_ok=True)
-    sections, files = [], []
-    runs_of = {claim: [read_run(folder) for folder in folders] for claim, folders in claims.items()}
-    for claim, runs in runs_of.items():
-        module = importlib.import_module(f"experiments.{claim}")
-        folder = results / claim
-        folder.mkdir(exist_ok=True)
-        with style():
-            drawn = module.figure(runs)
-            for suffix in ("png", "svg"):
-                # no date in the file: the same runs give the same bytes
-                metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                drawn.savefig(folder / f"figure.{suffix}", dpi=160, metadata=metadata)
-        plt.close(drawn)
-        rows = module.table(runs)
-        (folder / "table.csv").write_text(_csv(rows), encoding="utf-8")
-        (folder / "table.md").write_text(_markdown(rows) + "\n", encoding="utf-8")
-        files += [folder / f"{stem}" for stem in ("figure.png", "figure.svg", "table.csv", "table.md")]
-        sections.append(_section(profile, claim, module, runs, rows))
-    everything = [run for runs in runs_of.values() for run in runs]
-    provenance = {
+
+def load(results: Path) -> list[Claim]:
+    """The claims whose archives are in `results`, in the report's order.
+
+    Raises:
+        ConfigError: there is none; or one is damaged, or of a claim that has no file here.
+    """
+    names = [path.parent.name for path in results.glob(f"*/{records.RECORDS}")]
+    if not names:
+        raise DataError(
+            f"{results} has no archive of runs, <claim>/{records.RECORDS}; scripts/reproduce.py writes them"
+        )
+    return [_claim(name, records.read(results / name)) for name in ordered(names)]
+
+
+def _claim(name: str, runs: list[Any]) -> Claim:
+    try:
+        module = importlib.import_module(f"experiments.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"experiments.{name}":
+            raise
+        raise ConfigError(f"{name} has an archive of runs but no experiments/{name}.py that reads them") from error
+    verdict = module.verdict(runs) if hasattr(module, "verdict") else _unjudged(module)
+    return Claim(name=name, module=module, runs=runs, rows=module.table(runs), verdict=verdict)
+
+
+def _unjudged(module: Any) -> Verdict:
+    """For an experiment that describes and does not judge."""
+    title = (module.__doc__ or module.__name__).split("\n", 1)[0]
+    return Verdict(claim=title, verdict=NOT_TESTED, reason="This experiment describes what happens.", rule="none.")
+
+
+def texts(results: Path, claims: Sequence[Claim], record: Record) -> dict[Path, str]:
+    """Every file of text and its content, but for the page, into which figures go."""
+    made: dict[Path, str] = {}
+    for claim in claims:
+        folder = results / claim.name
+        verdict = _rounded({"profile": record["profile"], **claim.verdict.record()})
+        made[folder / records.TABLE] = records.table(claim.runs)
+        made[folder / "verdict.json"] = json.dumps(jsonable(verdict), indent=2, ensure_ascii=False) + "\n"
+        made[folder / "table.csv"] = _csv(claim.rows)
+        made[folder / "table.md"] = markdown.table(claim.rows) + "\n" if claim.rows else ""
+    caption = forest.CAPTION if _has_forest(claims) else None
+    made[results / "report.md"] = markdown.report(claims, record, caption)
+    return made
+
+
+def _provenance(profile: str, command: str, claims: Sequence[Claim]) -> Record:
+    runs = [run for claim in claims for run in claim.runs]
+    return {
         "profile": profile,
         "command": command,
-        **_environment(everything),
-        "runs": len(everything),
-        "digest": digest([run.folder for run in everything]),
-        "files": [str(file.relative_to(results)) for file in files] + ["report.md"],
+        **provenance.environment(runs),
+        "runs": len(runs),
+        "wall_seconds": round(sum(run.summary.get("wall_seconds") or 0 for run in runs), 1),
+        "digest": provenance.of_runs(runs),
     }
-    report = results / "report.md"
-    report.write_text("\n".join([_head(profile, provenance), *sections, _tail(provenance)]), encoding="utf-8")
-    write_json(results / PROVENANCE, provenance)
-    return [*files, report, results / PROVENANCE]
 
 
-def title(module: ModuleType) -> str:
-    return (module.__doc__ or module.__name__).split("\n", 1)[0]
+def _is_in_readme(profile: str, results: Path) -> bool:
+    """Whether the README shows these results: it knows the repository's own only."""
+    own = ROOT / "results"
+    return results.resolve() == own / profile and readme.shown_profile(own) == profile
 
 
-def _section(profile: str, claim: str, module: ModuleType, runs: list[Run], rows: list[Row]) -> str:
-    text = inspect.cleandoc((module.__doc__ or "").split("\n", 1)[1])
-    return f"""## {title(module)}
+# --- figures
 
-{text}
-
-**What was run.** {_what_was_run(runs)}
-
-![{title(module)}: the curves are described by the panels' titles; the numbers are in the table](\
-{claim}/figure.png)
-
-Dashed: base activations; solid: their bipolar versions. Lines are means over seeds, bands reach from the smallest to
-the largest run.
-
-{_markdown(rows)}
-
-Values are means over runs ± half the width of a {CONFIDENCE:.0%} confidence interval (Student's t). \
-|layer mean| is the mean over layers of the absolute mean activation.
-
-Again: `python scripts/train.py -m experiment={profile}/{claim}`
-"""
+KINDS = ("png", "svg")
 
 
-def _what_was_run(runs: list[Run]) -> str:
-    """In words, from the runs' configurations."""
-    config = runs[0].config
-    seeds = sorted({run.seed for run in runs})
-    activations = list(dict.fromkeys(run.activation for run in runs))
-    network = ", ".join(f"{key} {value}" for key, value in config.network.items() if key not in ("name", "_target_"))
-    steps = sorted({run.summary["total_steps"] for run in runs})
-    training = (
-        "not trained"
-        if steps == [0]
-        else f"{_listed(steps)} updates of {config.trainer.batch_size} samples, {config.optimizer.name} at learning "
-        f"rate {config.optimizer.lr:g} ({config.scheduler.name}), the same for every activation"
-    )
-    return (
-        f"{len(runs)} runs: {_listed(activations)}, each with seeds {_listed(seeds)}. Network {config.network.name} "
-        f"({network}); data {config.dataset.name}; initialization {config.init.name}; {training}."
-    )
+def _draw_claim(folder: Path, claim: Claim) -> list[Path]:
+    written = []
+    for name, function in claim.figures.items():
+        with style():
+            written += _save(function(claim.runs), folder / name)
+    return written
 
 
-def _listed(items: list[Any]) -> str:
-    return ", ".join(map(str, items))
+def _has_forest(claims: Sequence[Claim]) -> bool:
+    return any(forest.is_drawn(each) for claim in claims for each in claim.verdict.primary)
 
 
-def _environment(runs: list[Run]) -> dict[str, Any]:
-    """What the runs ran on; a list where they differ."""
-
-    def common(key: str) -> Any:
-        found = list({json.dumps(run.environment[key], sort_keys=True): run.environment[key] for run in runs}.values())
-        return found[0] if len(found) == 1 else found
-
-    return {key: common(key) for key in ("commit", "dirty", "versions", "machine", "device", "precision", "threads")}
+def _forest(claims: Sequence[Claim]) -> Any:
+    return forest.claims_figure([(claim.title, claim.verdict) for claim in claims])
 
 
-def _head(profile: str, provenance: dict[str, Any]) -> str:
-    return f"""# Results, profile `{profile}`
+def _save(figure: Any, stem: Path) -> list[Path]:
+    """Write a figure (None: nothing) in each format; the same figure gives the same bytes."""
+    import matplotlib.pyplot as plt
 
-Made by `{provenance["command"]}` from {provenance["runs"]} runs. Every number below is computed from their records.
-"""
+    if figure is None:
+        return []
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in KINDS]
+    with style():
+        for path in paths:
+            figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+    plt.close(figure)
+    return paths
 
 
-def _tail(provenance: dict[str, Any]) -> str:
-    rows = [
-        {"": key, "value": json.dumps(provenance[key]) if not isinstance(provenance[key], str) else provenance[key]}
-        for key in ("commit", "dirty", "versions", "machine", "device", "precision", "threads")
-    ]
-    return f"## Environment of the runs\n\n{_markdown(rows)}\n"
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _csv(rows: list[Row]) -> str:
+def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _markdown(rows: list[Row]) -> str:
-    escape = lambda value: value.replace("|", "\\|")
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return "\n".join("| " + " | ".join(escape(value) for value in line) + " |" for line in lines)

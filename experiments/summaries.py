@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from bipolar.runs import Run
+from experiments import part_of
 
 CONFIDENCE = 0.95
 
@@ -20,6 +22,69 @@ def by_activation(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         groups.setdefault(run.activation, []).append(run)
     return {name: sorted(members, key=lambda run: run.seed) for name, members in groups.items()}
+
+
+def in_parts(runs: Iterable[Run], *parts: str) -> list[Run]:
+    """The runs of some parts of a claim; the part of `<profile>/<claim>` itself is the empty text."""
+    return [run for run in runs if part_of(run.config.experiment_name) in parts]
+
+
+def option(run: Run, name: str) -> Any:
+    """An option of a run by its name on the command line, e.g. `network.pool`."""
+    return OmegaConf.select(run.config, name)
+
+
+def where(runs: Iterable[Run], **options: Any) -> list[Run]:
+    """The runs with these options; dots in names are written as two underscores: `network__pool="max"`."""
+    wanted = {name.replace("__", "."): value for name, value in options.items()}
+    return [run for run in runs if all(option(run, name) == value for name, value in wanted.items())]
+
+
+def values_of(runs: Iterable[Run], name: str) -> list[Any]:
+    """The values of an option that occur, in the order of the runs."""
+    return list(dict.fromkeys(option(run, name) for run in runs))
+
+
+def by_seed(runs: Iterable[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def mean_valid_loss(runs: Iterable[Run]) -> float:
+    """Mean over runs of the final validation loss; infinite if one of them diverged."""
+    losses = [final(run, "valid_loss") for run in runs]
+    return float(np.mean(losses)) if losses and all(math.isfinite(loss) for loss in losses) else math.inf
+
+
+def chosen_rate(runs: Iterable[Run]) -> float:
+    """The learning rate with the smallest mean validation loss over seeds: the rule for every activation alike."""
+    members = list(runs)
+    rates = sorted(values_of(members, "optimizer.lr"))
+    return min(rates, key=lambda rate: mean_valid_loss(where(members, optimizer__lr=rate)))
+
+
+def at_chosen_rate(runs: Iterable[Run]) -> list[Run]:
+    """The runs of one group (an activation in one network) at its chosen learning rate, seeds in order."""
+    members = list(runs)
+    return by_seed(where(members, optimizer__lr=chosen_rate(members))) if members else []
+
+
+def area(run: Run) -> float:
+    """Area under the training-loss curve per update (nats): the mean training loss over all updates; NaN if diverged.
+
+    A line of the records is the mean over the updates since the line before it.
+    """
+    if run.summary["status"] == "diverged":
+        return math.nan
+    steps, losses = loss_curve(run, "train", "loss")
+    weights = np.diff(steps, prepend=0)
+    return float((losses * weights).sum() / weights.sum())
+
+
+def steps_to(run: Run, loss: float) -> float:
+    """Updates until the recorded training loss is at most `loss`; NaN if it never is."""
+    steps, losses = loss_curve(run, "train", "loss")
+    reached = np.flatnonzero(losses <= loss)
+    return float(steps[reached[0]]) if reached.size else math.nan
 
 
 def mean_interval(values: Iterable[float]) -> tuple[float, float]:

@@ -5,8 +5,9 @@
 
     python scripts/reproduce.py --profile quick --results /tmp/try trainer.max_steps=20     # to try something out
 
-Each experiment is the sweep `train.py -m experiment=<profile>/<claim>`; runs that are finished are not repeated, and
-where nothing is missing nothing is done.
+Each experiment is the sweep `train.py -m experiment=<profile>/<claim>`, or `<claim>-<part>` for a further part of a
+claim; runs that are finished are not repeated, and where nothing is missing nothing is done. The runs of a claim are
+archived in results/<profile>/<claim>/, and the report is made from the archives (as scripts/report.py does).
 """
 
 import argparse
@@ -17,9 +18,10 @@ import time
 from pathlib import Path
 
 from bipolar.environment import command
-from bipolar.errors import nearest
-from bipolar.runs import is_done, run_folder
+from bipolar.errors import ConfigError, nearest
+from bipolar.runs import is_done, read_run, run_folder
 from bipolar.sweep import CONFIGS, expand
+from experiments import claim_of, ordered, provenance
 
 ROOT = CONFIGS.parent
 EXPERIMENTS = CONFIGS / "experiment"
@@ -59,11 +61,13 @@ def main() -> int:
 
     started = time.monotonic()
     claims: dict[str, list[Path]] = {}
-    for path in sorted((EXPERIMENTS / args.profile).glob("*.yaml")):
-        if not (ROOT / "experiments" / f"{path.stem}.py").exists():
-            parser.exit(2, f"error: {path.name} has no experiments/{path.stem}.py that reads its runs\n")
+    for path in sorted((EXPERIMENTS / args.profile).glob("*.yaml"), key=lambda path: path.stem):
+        claim = claim_of(path.stem)
+        if not (ROOT / "experiments" / f"{claim}.py").exists():
+            parser.exit(2, f"error: {path.name} has no experiments/{claim}.py that reads its runs\n")
         overrides = [f"experiment={args.profile}/{path.stem}", f"output_root={args.output_root}", *args.overrides]
-        folders = claims[path.stem] = [run_folder(cfg) for cfg in expand(overrides)]
+        folders = [run_folder(cfg) for cfg in expand(overrides)]
+        claims.setdefault(claim, []).extend(folders)
         missing = sum(not is_done(folder) for folder in folders)
         if missing:
             print(f"{args.profile}/{path.stem}: {missing} of {len(folders)} runs to do", flush=True)
@@ -80,13 +84,19 @@ def main() -> int:
         )
         return 1
 
-    from experiments import report  # imports matplotlib
-
     results = Path(args.results) / args.profile
-    if report.is_current(results, folders):
+    if provenance.is_current(results, folders):
         print(f"nothing to do: all {len(folders)} runs are finished and {results}/report.md is made from them")
         return 0
-    report.write(args.profile, claims, results, command())
+
+    from experiments import records, report  # imports matplotlib
+
+    try:
+        for claim in ordered(claims):
+            records.write(results / claim, [read_run(folder) for folder in claims[claim]])
+        report.write(args.profile, results, command())
+    except ConfigError as error:
+        parser.exit(2, f"error: {error}\n")
     print(f"wrote {results}/report.md from {len(folders)} runs ({time.monotonic() - started:.0f} s)")
     return 0
 

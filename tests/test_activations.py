@@ -302,6 +302,14 @@ def test_channels_last_is_kept(make, pattern, shape):
     assert make(pattern=pattern)(x).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_gradient_of_brelu_is_laid_out_as_relus():
+    """A mean's gradient is not channels_last, and sums over gradients depend on the layout in their last bits."""
+    x = sample(2, 4, 3, 5).to(memory_format=torch.channels_last).requires_grad_()
+    for gradient in (torch.ones(2, 4, 3, 5), torch.ones(()).expand(2, 4, 3, 5)):
+        mine, relus = (torch.autograd.grad(fn(x), x, gradient.to(x))[0] for fn in (BReLU(), nn.ReLU()))
+        assert mine.stride() == relus.stride() == x.stride()
+
+
 @every_module
 def test_channels_last_3d_is_kept(make):
     x = sample(2, 4, 3, 2, 3).to(memory_format=torch.channels_last_3d)

@@ -18,9 +18,11 @@ from torch.testing import assert_close
 from bipolar import BELU, BGELU, BSELU, BatchAxisReLU, Bipolar, BLeakyReLU, BReLU, BSiLU, build, sweep
 from bipolar.activations import PATTERNS
 from bipolar.errors import ConfigError
-from bipolar.initialization import LSUV, LSUV_VARIANTS, Glorot, He, Orthogonal, fan_in, gain
+from bipolar.initialization import LSUV, LSUV_VARIANTS, Glorot, He, Identity, Orthogonal, _gains, fan_in, gain
+from bipolar.networks import Layer
 from bipolar.networks.cnn import CNN
 from bipolar.networks.mlp import MLP
+from bipolar.networks.resnet import ResNet
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "init"
 
@@ -605,3 +607,60 @@ def test_layers_that_the_forward_pass_does_not_use():
 def test_wrong_options(options, message):
     with pytest.raises(ConfigError, match=message):
         LSUV(**options)
+
+
+# --- identity, and layers without an activation -----------------------------------------------------------------------
+
+
+def test_identity_of_an_mlp_passes_on_its_input():
+    model, report = initialised(Identity(), activation=nn.Identity)
+    x = batch("mlp")
+    assert torch.equal(model(x), x[:, :5])
+    assert [row["layer"] for row in report] == ["layer1", "layer2", "layer3", "layer4", "output"]
+    assert [float(weight.sum()) for weight in weights(model).values()] == [20, 24, 24, 24, 5]
+
+
+def test_identity_of_a_cnn_is_a_dirac_kernel():
+    model, _ = initialised(Identity(), "cnn", nn.Identity)
+    for name, weight in weights(model).items():
+        if name == "output":
+            assert torch.equal(weight, torch.eye(*weight.shape, dtype=weight.dtype))
+        else:
+            expected = torch.zeros_like(weight)
+            for channel in range(min(weight.shape[:2])):
+                expected[channel, channel, 1, 1] = 1
+            assert torch.equal(weight, expected)
+    assert all(not layer.linear.bias.any() for layer in model.layers())
+
+
+def test_identity_draws_nothing_and_takes_a_weight_mean():
+    state = torch.get_rng_state()
+    model = made("mlp")
+    torch.set_rng_state(state)
+    Identity(weight_mean=0.25)(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights(model)["layer2"], torch.eye(24, dtype=torch.float64) + 0.25)
+    cfg = sweep.compose(["init=identity"])
+    assert isinstance(build.initialization(cfg), Identity)
+
+
+def test_gains_pass_a_layer_without_an_activation():
+    linear, relu = nn.Linear(2, 2), nn.ReLU()
+    layers = [
+        Layer("projection of the input", linear, None),
+        Layer("a", linear, relu),
+        Layer("shortcut", linear, None),
+        Layer("b", linear, nn.Identity()),
+        Layer("output", linear, None),
+    ]
+    root = math.sqrt(2)
+    assert _gains(layers) == pytest.approx([1, 1, root, root, 1])
+
+
+def test_a_projection_on_a_shortcut_has_the_gain_of_the_stream_that_it_reads():
+    model = ResNet((3, 8, 8), 5, nn.ReLU, depth=8, width=64, norm="none", shortcut="B").double()
+    torch.manual_seed(0)
+    He()(model)
+    for name, weight in weights(model).items():
+        moment = 1 if name == "conv1" else 2
+        assert float(weight.square().mean()) * weight[0].numel() == pytest.approx(moment, rel=0.1), name

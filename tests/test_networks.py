@@ -399,8 +399,8 @@ def test_max_pooling_and_norms_across_features_break_the_symmetry(name, options,
 WRONG = [
     (mlp, "norm", "bach", r"norm='bach' .* none, batch, group, layer \(did you mean 'batch'\?\)"),
     (cnn, "norm", "grupo", r"norm='grupo' .* none, batch, group, layer \(did you mean 'group'\?\)"),
-    (cnn, "pool", "avarage", r"pool='avarage' .* max, average, stride \(did you mean 'average'\?\)"),
-    (cnn, "pool", "xyz", r"pool='xyz' is not allowed; choose from max, average, stride$"),
+    (cnn, "pool", "avarage", r"pool='avarage' .* max, average, stride, bipolar_max \(did you mean 'average'\?\)"),
+    (cnn, "pool", "xyz", r"pool='xyz' is not allowed; choose from max, average, stride, bipolar_max$"),
     *[(mlp, "depth", wrong, r"depth=.* integer of at least 1") for wrong in (0, -1, 2.0, "3", None, True)],
     *[(mlp, "width", wrong, r"width=.* integer of at least 1") for wrong in (0, 2.5, "16")],
     *[(cnn, "widths", [8, wrong], r"widths=.* integer of at least 1") for wrong in (0, 2.5, "16", True)],
@@ -421,7 +421,7 @@ def test_wrong_options(make, option, value, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["network=cnn", "network.pool=avg"], r"^network\.pool='avg' .* max, average, stride \(did you mean 'average'"),
+        (["network=cnn", "network.pool=avg"], r"^network\.pool='avg' .* max, .*, bipolar_max \(did you mean 'average'"),
         (["network.norm=batchnorm"], r"^network\.norm='batchnorm' .*\(did you mean 'batch'\?\)$"),
         (["network.depth=0"], r"^network\.depth=0 is not allowed; give an integer of at least 1$"),
         (["network=cnn", "network.kernel_size=4"], r"^network\.kernel_size=4 .* odd integer$"),

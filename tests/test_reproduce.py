@@ -1,4 +1,4 @@
-"""From an experiment's grid to results: the command, the report, and that its numbers are the runs' numbers."""
+"""From an experiment's grid to results: the command, and that the report's numbers are the runs' numbers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from scipy import stats
 from bipolar.run import run
 from bipolar.runs import Run, read_run, run_folder
 from bipolar.sweep import CONFIGS, expand
-from experiments import report
+from experiments import claim_of, provenance, records, report
 from experiments.summaries import by_activation, cell, mean_interval, percent, significant
 from experiments.tables import training_table
 
 ROOT = CONFIGS.parent
-CLAIMS = sorted(path.stem for path in (CONFIGS / "experiment" / "quick").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment" / "quick").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def runs(folders: list[Path]) -> list[Run]:
 
 def test_every_experiment_of_a_grid_has_a_file_that_reads_it() -> None:
     for path in (CONFIGS / "experiment").glob("*/*.yaml"):
-        assert (ROOT / "experiments" / f"{path.stem}.py").exists()
+        assert (ROOT / "experiments" / f"{claim_of(path.stem)}.py").exists(), path
 
 
 def test_grid_is_four_activations_with_three_seeds_on_the_same_data(runs: list[Run]) -> None:
@@ -74,33 +74,25 @@ def test_table_holds_the_runs_figures(runs: list[Run]) -> None:
 
 def test_report_is_made_from_the_runs_and_known_to_be_current(folders: list[Path], tmp_path: Path) -> None:
     results = tmp_path / "quick"
-    assert not report.is_current(results, folders)
-    written = report.write("quick", {"deep_mlp": folders}, results, "make reproduce")
-    assert report.is_current(results, folders)
+    assert not provenance.is_current(results, folders)
+    records.write(results / "deep_mlp", [read_run(folder) for folder in folders])
+    written = report.write("quick", results, "make reproduce")
+    assert provenance.is_current(results, folders)
+    assert not provenance.is_current(results, folders[:-1])
     assert all(path.stat().st_size > 0 for path in written)
     text = (results / "report.md").read_text(encoding="utf-8")
     with (results / "deep_mlp" / "table.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             assert all(value.replace("|", "\\|") in text for value in row.values())
-    for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert (results / link).exists()
-    provenance = json.loads((results / "provenance.json").read_text(encoding="utf-8"))
-    assert provenance["runs"] == 12
-    assert provenance["threads"] == 1
-    assert not re.search(r"(^|[\s\"'`(])/(home|root|tmp|work)", text + json.dumps(provenance))
+    record = json.loads((results / "provenance.json").read_text(encoding="utf-8"))
+    assert record["runs"] == 12
+    assert record["threads"] == 1
+    assert not re.search(r"(^|[\s\"'`(])/(home|root|tmp|work)", text + json.dumps(record))
 
 
-def test_report_is_the_same_file_for_the_same_runs(folders: list[Path], tmp_path: Path) -> None:
-    first = report.write("quick", {"deep_mlp": folders}, tmp_path / "a", "make reproduce")
-    second = report.write("quick", {"deep_mlp": folders}, tmp_path / "b", "make reproduce")
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-
-
-def test_report_is_not_current_without_a_figure_or_with_other_runs(folders: list[Path], tmp_path: Path) -> None:
-    report.write("quick", {"deep_mlp": folders}, tmp_path, "make reproduce")
-    assert not report.is_current(tmp_path, folders[:-1])
-    (tmp_path / "deep_mlp" / "figure.svg").unlink()
-    assert not report.is_current(tmp_path, folders)
+def test_archive_of_real_runs_gives_the_same_table(runs: list[Run], tmp_path: Path) -> None:
+    records.write(tmp_path, runs)
+    assert training_table(records.read(tmp_path)) == training_table(runs)
 
 
 def reproduce(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -113,11 +105,18 @@ def test_reproduce_runs_what_is_missing_and_then_has_nothing_to_do(tmp_path: Pat
     places = ["--output-root", "out", "--results", "results", "--workers", "1"]
     places[3] += "/"  # not the default's very text: with other options a folder has to be named
     small = ["trainer.max_steps=0", "network.dropout=0.5", "seed=0"]
+    readme = (ROOT / "README.md").read_bytes()
     first = reproduce(*places, *small, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    for claim in CLAIMS:
-        assert f"quick/{claim}: 4 of 4 runs to do" in first.stdout
-        assert (tmp_path / "results" / "quick" / claim / "figure.png").exists()
+    made: dict[str, list[str]] = {}
+    for name in EXPERIMENTS:
+        assert re.search(rf"^quick/{name}: (\d+) of \1 runs to do$", first.stdout, re.MULTILINE)
+        made.setdefault(claim_of(name), []).append(f"quick/{name}")
+    for claim, names in made.items():
+        folder = tmp_path / "results" / "quick" / claim
+        assert list(dict.fromkeys(run.config.experiment_name for run in records.read(folder))) == names
+        assert (folder / "figure.png").exists()
+    assert (ROOT / "README.md").read_bytes() == readme
     second = reproduce(*places, *small, cwd=tmp_path)
     assert second.returncode == 0
     assert second.stdout.startswith("nothing to do: all ")

@@ -1,0 +1,178 @@
+"""The sign-flip symmetry: bipolar networks and their base twins
+
+Ours, not the paper's: wherever nothing breaks the symmetry S f(S x), a bipolar network *is* its base network with other
+signs. A bipolar network and the base network that starts from its sign-flipped weights are trained side by side on the
+same batches. In a symmetric network their losses must agree to the last bit, at every step. What breaks the symmetry
+must show, and how much of a difference it makes is the size of what a bipolar activation can change at all.
+
+For the claim: all recorded losses of twins are equal in every symmetric network, and differ in every other. Against:
+one network in which it is otherwise. What is symmetric was computed beforehand (`bipolar/symmetry.py`), not read off
+the runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bipolar.runs import Run
+from experiments import training
+from experiments.inference import CONTRADICTED, NOT_TESTED, SUPPORTED, Effect, Verdict, judged
+from experiments.plots import COLOURS, base_of, label, panels
+from experiments.summaries import by_seed, loss_curve, option, significant, where
+
+RULE = (
+    "Supported if the largest difference between the recorded training losses of twins is exactly 0 in every symmetric "
+    "network and above 0 for every seed in every other; contradicted otherwise."
+)
+Twins = list[tuple[Run, Run]]
+
+
+def network(run: Run) -> str:
+    """The network of a run in words."""
+    pattern = option(run, "activation.pattern")
+    if option(run, "network.name") == "resnet":
+        return f"shortcut {option(run, 'network.shortcut')}, {pattern}"
+    norm = {"none": "", "batch": "BatchNorm", "group": "GroupNorm", "layer": "LayerNorm"}[option(run, "network.norm")]
+    pool = {
+        "max": "max pooling",
+        "average": "average pooling",
+        "stride": "strides",
+        "bipolar_max": "bipolar max pooling",
+    }
+    return f"{norm or pool[option(run, 'network.pool')]}"
+
+
+def is_symmetric(run: Run) -> bool:
+    """Whether the network of this run has the symmetry, from its configuration alone."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from bipolar import build
+    from bipolar.symmetry import explain
+
+    config = OmegaConf.merge(run.config, {"twin": False})
+    shape = build.SHAPES.get(option(run, "dataset.name"), [3, 32, 32])
+    with torch.device("meta"):
+        return all(row.keeps for row in explain(build.network(config, shape, 10)))
+
+
+def pairs(runs: list[Run]) -> dict[tuple[str, str], Twins]:
+    """Twins by network and activation."""
+    found: dict[tuple[str, str], Twins] = {}
+    for run in by_seed(where(runs, twin=False)):
+        same = [
+            other
+            for other in where(runs, twin=True, seed=run.seed)
+            if (network(other), other.activation) == (network(run), run.activation)
+        ]
+        if same:
+            found.setdefault((network(run), run.activation), []).append((run, same[0]))
+    order = list(dict.fromkeys((network(run), run.activation) for run in where(runs, twin=False)))
+    return {key: found[key] for key in order if key in found}
+
+
+def gap(twins: tuple[Run, Run]) -> np.ndarray:
+    """The size of the difference between the recorded training losses, line by line."""
+    losses = [loss_curve(run, "train", "loss")[1] for run in twins]
+    length = min(map(len, losses))
+    return np.abs(losses[0][:length] - losses[1][:length])
+
+
+def effects(runs: list[Run]) -> tuple[Effect, ...]:
+    found = []
+    for (title, activation), twins in pairs(runs).items():
+        bipolar, base = training.names(activation)
+        name = f"{bipolar} against its {base} twin, {title}"
+        found.append(training.area_effect(name, *map(list, zip(*twins, strict=True)), paired=True))
+    return judged(found)
+
+
+def verdict(runs: list[Run]) -> Verdict:
+    kept, broken, wrong = [], [], []
+    for (title, activation), twins in pairs(runs).items():
+        largest = [float(gap(pair).max()) for pair in twins]
+        symmetric = is_symmetric(twins[0][0])
+        (kept if symmetric else broken).append((title, largest))
+        if not all((value == 0) == symmetric for value in largest):
+            wrong.append(f"{label(activation)}, {title}")
+    found = effects(runs)
+    if not (kept and broken):
+        return Verdict(_CLAIM, NOT_TESTED, "Symmetric and other networks are both needed.", RULE, (), found)
+    listed = lambda groups: ", ".join(dict.fromkeys(title for title, _ in groups))
+    count = lambda groups: sum(len(largest) for _, largest in groups)
+    reason = (
+        f"{count(kept)} pairs of twins in symmetric networks ({listed(kept)}): the largest difference between two "
+        f"losses is {max(max(largest) for _, largest in kept):g}. {count(broken)} pairs in others ({listed(broken)}): "
+        f"the largest difference is at least {min(min(largest) for _, largest in broken):.2g} nats in each."
+    )
+    if wrong:
+        reason += f" Not as predicted: {'; '.join(wrong)}."
+    return Verdict(_CLAIM, CONTRADICTED if wrong else SUPPORTED, reason, RULE, found, ())
+
+
+_CLAIM = "In a symmetric network a bipolar activation changes nothing that training can see (ours)."
+
+
+def figure(runs: list[Run]) -> Figure:
+    """Size of the difference between the training losses of a bipolar network and its base twin over training, by
+    network: mean over seeds. Where no line is drawn the difference is exactly 0 (a logarithmic axis has no 0); the
+    panel's title says so."""
+    found = pairs(runs)
+    titles = list(dict.fromkeys(title for title, _ in found))
+    columns = 4
+    drawn, axes = panels(-(-len(titles) // columns), columns)
+    for place in axes.flat[len(titles) :]:
+        place.set_visible(False)
+    for title, place in zip(titles, axes.flat, strict=False):
+        largest = 0.0
+        for (other, activation), twins in found.items():
+            if other != title:
+                continue
+            steps = loss_curve(twins[0][0], "train", "loss")[0]
+            mean = np.mean([gap(pair) for pair in twins], axis=0)
+            largest = max(largest, float(mean.max()))
+            shown = np.where(mean > 0, mean, np.nan)
+            place.plot(
+                steps[: len(mean)], shown, color=COLOURS[base_of(activation)[0]], marker=".", label=label(activation)
+            )
+        place.set_yscale("log")
+        place.set_ylim(1e-9, 10)
+        place.set_xlabel("step (updates)")
+        place.set_ylabel("|difference of loss| (nats)")
+        place.set_title(title if largest else f"{title}: exactly 0")
+        if largest:
+            place.legend()
+    return drawn
+
+
+def forest(runs: list[Run]) -> Figure:
+    """Effect of the bipolar activation on the mean training loss, twins paired by seed, with 95 % intervals: what each
+    breaking part makes of it, with the spread of initial weights removed. The grey band is the smallest effect of
+    interest."""
+    return training.effects_figure(effects(runs))
+
+
+more_figures = {"effects": forest}
+
+
+def table(runs: list[Run]) -> list[dict[str, str]]:
+    """By network and activation: whether the symmetry is kept, by computation from the network alone; the largest
+    difference between the recorded training losses of twins over all seeds; and the effect on the mean training
+    loss."""
+    found = {each.name: each for each in effects(runs)}
+    rows = []
+    for (title, activation), twins in pairs(runs).items():
+        bipolar, base = training.names(activation)
+        each = found[f"{bipolar} against its {base} twin, {title}"]
+        rows.append(
+            {
+                "network": title,
+                "activation": bipolar,
+                "symmetric": "yes" if is_symmetric(twins[0][0]) else "no",
+                "pairs": str(len(twins)),
+                "largest difference of losses (nats)": significant(max(float(gap(pair).max()) for pair in twins)),
+                "effect on the mean training loss": each.interval(),
+            }
+        )
+    return rows
