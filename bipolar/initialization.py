@@ -80,8 +80,17 @@ def _gains(layers: list[Layer]) -> list[float]:
     a shortcut) passes on that of the layer before it.
     """
     gains = [1.0]
+    known: dict[str, float] = {}  # a thousand layers mostly have the same activation, and a gain takes milliseconds
     for layer in layers[:-1]:
-        gains.append(gains[-1] if layer.activation is None else gain(layer.activation))
+        if layer.activation is None:
+            gains.append(gains[-1])
+        elif any(True for _ in layer.activation.parameters()):
+            gains.append(gain(layer.activation))
+        else:
+            name = f"{type(layer.activation)} {layer.activation!r}"
+            if name not in known:
+                known[name] = gain(layer.activation)
+            gains.append(known[name])
     return gains
 
 

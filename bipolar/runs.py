@@ -107,14 +107,17 @@ def reuse(folder: Path) -> bool:
     configuration gets this experiment's name.
 
     Args:
-        folder: where the run would be, `<output root>/<profile>/<experiment>/<run id>`; nothing is there yet.
+        folder: where the run would be, `<output root>/<profile>/<experiment>/<run id>`.
 
     Returns:
-        Whether it was taken over.
+        Whether it was taken over. What is there already, finished or not, is left alone.
     """
+    if folder.exists():
+        return False
     for other in sorted(folder.parents[1].glob(f"*/{folder.name}")):
         if other == folder or not is_done(other):
             continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(folder.name + ".new")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(other, temporary, ignore=shutil.ignore_patterns(".lock", "checkpoint.pt"))

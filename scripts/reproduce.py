@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bipolar.environment import command
 from bipolar.errors import ConfigError, nearest
-from bipolar.runs import is_done, read_run, run_folder
+from bipolar.runs import is_done, read_run, reuse, run_folder
 from bipolar.sweep import CONFIGS, expand
 from experiments import claim_of, ordered, provenance
 
@@ -60,17 +60,20 @@ def main() -> int:
         parser.exit(2, "error: with other options these are not the profile's results; give a folder: --results\n")
 
     started = time.monotonic()
+    parts = sorted(path.stem for path in (EXPERIMENTS / args.profile).glob("*.yaml"))
+    for part in parts:
+        if not (ROOT / "experiments" / f"{claim_of(part)}.py").exists():
+            parser.exit(2, f"error: {part}.yaml has no experiments/{claim_of(part)}.py that reads its runs\n")
     claims: dict[str, list[Path]] = {}
-    for path in sorted((EXPERIMENTS / args.profile).glob("*.yaml"), key=lambda path: path.stem):
-        claim = claim_of(path.stem)
-        if not (ROOT / "experiments" / f"{claim}.py").exists():
-            parser.exit(2, f"error: {path.name} has no experiments/{claim}.py that reads its runs\n")
-        overrides = [f"experiment={args.profile}/{path.stem}", f"output_root={args.output_root}", *args.overrides]
+    for part in parts:
+        overrides = [f"experiment={args.profile}/{part}", f"output_root={args.output_root}", *args.overrides]
         folders = [run_folder(cfg) for cfg in expand(overrides)]
-        claims.setdefault(claim, []).extend(folders)
+        claims.setdefault(claim_of(part), []).extend(folders)
+        for folder in folders:
+            reuse(folder)
         missing = sum(not is_done(folder) for folder in folders)
         if missing:
-            print(f"{args.profile}/{path.stem}: {missing} of {len(folders)} runs to do", flush=True)
+            print(f"{args.profile}/{part}: {missing} of {len(folders)} runs to do", flush=True)
             sweep = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *overrides]
             sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={args.workers}"]
             status = run_to_its_end(sweep)
