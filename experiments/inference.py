@@ -17,6 +17,7 @@ otherwise the most cautious statement holds: `no difference detected`, with the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -217,5 +218,6 @@ def runs_needed(sample: Sequence[float], smallest: float, power: float = 0.8) ->
     spread = float(_finite(sample).std(ddof=1))
     if not spread > 0:
         return 2
-    needed = TTestIndPower().solve_power(effect_size=smallest / spread, alpha=ALPHA, power=power)
-    return max(2, math.ceil(float(np.atleast_1d(needed)[0])))
+    analysis = TTestIndPower()
+    has_power = lambda n: analysis.power(smallest / spread, n, ALPHA) >= power
+    return next(n for n in itertools.count(2) if has_power(n))

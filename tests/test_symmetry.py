@@ -436,13 +436,14 @@ def random_networks(draw):
     features = channels * size**2
     for _ in range(draw(st.integers(0, 3))):
         width = draw(st.integers(1, 7))
-        layers += [nn.Linear(features, width), *draw(st.sampled_from([[], [nn.RMSNorm(width)], [nn.LayerNorm(width)]]))]
+        norms = [[], [nn.RMSNorm(width)], [nn.LayerNorm(width)]] if width > 2 else [[]]  # of one feature: ±1 or 0
+        layers += [nn.Linear(features, width), *draw(st.sampled_from(norms))]
         layers += [activation()] if of(True, True, False) else []
         features = width
     return nn.Sequential(*layers, nn.Linear(features, 3))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, derandomize=True)
 @given(model=random_networks(), seed=st.integers(0, 1000))
 def test_random_networks_are_folded_exactly_or_not_at_all(model, seed):
     model = randomise(model, seed).double().eval()
@@ -452,9 +453,11 @@ def test_random_networks_are_folded_exactly_or_not_at_all(model, seed):
         twin = fold(model)
     except SymmetryError:
         assert not all(row.keeps for row in rows)
-        result, other = output(model, x), output(fold(model, strict=False), x)
-        if float(result.std(0).max()) > 1e-6:  # else the network is dead, and so is the twin, perhaps
-            assert not torch.equal(result, other)
+        # with one draw of the weights all that is different may end in a dead unit
+        draws = [randomise(copy.deepcopy(model), each) for each in range(seed, seed + 4)]
+        pairs = [(output(each, x), output(fold(each, strict=False), x)) for each in draws]
+        alive = any(float(result.std(0).max()) > 1e-6 for result, _ in pairs)
+        assert not alive or not all(torch.equal(*pair) for pair in pairs)
     else:
         assert all(row.keeps for row in rows)
         assert torch.equal(output(model, x), output(twin, x))
