@@ -6,6 +6,7 @@ people and run ids. Names of options in error messages are those of the command 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -195,8 +196,23 @@ def check(cfg: DictConfig) -> None:
     loggers(cfg)
     initialization(cfg)
     schedule(cfg)
-    if (model := meta_network(cfg)) is not None:
-        optimizer(cfg, twin(cfg, model))
+    with torch.device("meta"):
+        optimizer(cfg, nn.Linear(1, 1))
+    _try_network(cfg)
+
+
+_tried: set[str] = set()
+"""What was tried of networks: the jobs of a sweep mostly share theirs, and one of a thousand layers takes seconds."""
+
+
+def _try_network(cfg: DictConfig) -> None:
+    samples = OmegaConf.create({key: cfg.dataset.get(key) for key in ("name", "shape", "classes")})
+    parts = [OmegaConf.to_container(part, resolve=True) for part in (cfg.activation, cfg.network, samples)]
+    key = json.dumps([*parts, cfg.twin], default=str)
+    if key not in _tried:
+        if (model := meta_network(cfg)) is not None:
+            twin(cfg, model)
+        _tried.add(key)
 
 
 def meta_network(cfg: DictConfig) -> nn.Module | None:
