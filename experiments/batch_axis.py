@@ -15,10 +15,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments import training
-from experiments.inference import HIGHER, Effect, Verdict, judged, overall
-from experiments.plots import label
-from experiments.summaries import at_chosen_rate, where
+from experiments.analysis import training
+from experiments.analysis.inference import HIGHER, Effect, Verdict, judged, overall
+from experiments.analysis.plots import label
+from experiments.analysis.summaries import at_chosen_rate, where
 
 RULE = (
     f"Primary are the batch-axis version against ReLU and against BReLU in the {training.AREA}, independent seeds, "

@@ -16,10 +16,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments import training
-from experiments.inference import Effect, Verdict, judged, overall
-from experiments.plots import heat_maps, label
-from experiments.summaries import at_chosen_rate, cell, in_parts, steps_to, values_of, where
+from experiments.analysis import training
+from experiments.analysis.inference import Effect, Verdict, judged, overall
+from experiments.analysis.plots import heat_maps, label
+from experiments.analysis.summaries import at_chosen_rate, cell, in_parts, steps_to, values_of, where
 
 TARGET = 1.9
 """Training loss (nats) whose first time below is counted; fixed beforehand, well above what every activation reached
@@ -68,7 +68,7 @@ def verdict(runs: list[Run]) -> Verdict:
     paired = [each for each in secondary if each.design == "paired twins" and each.figure == training.AREA]
     symmetric = [each for each in paired if "max pooling" not in each.name]
     broken = [each for each in paired if "max pooling" in each.name]
-    exact = sum(each.estimate == each.low == each.high == 0 for each in symmetric)
+    exact = sum(each.is_exactly_zero for each in symmetric)
     reason = "; ".join(f"{each.name}, {each.figure}: {each.interval()}" for each in primary) + ". "
     if symmetric:
         reason += f"Twins without max pooling differ by exactly 0 in {exact} of {len(symmetric)} comparisons"

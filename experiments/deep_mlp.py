@@ -14,10 +14,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments import training
-from experiments.inference import Effect, Verdict, judged, overall
-from experiments.plots import heat_maps, label
-from experiments.summaries import in_parts, values_of, where
+from experiments.analysis import training
+from experiments.analysis.inference import Effect, Verdict, judged, overall
+from experiments.analysis.plots import heat_maps, label
+from experiments.analysis.summaries import in_parts, values_of, where
 
 RULE = (
     f"Primary are BReLU against ReLU and BELU against ELU in the {training.AREA} at every depth, independent seeds, "
@@ -45,7 +45,7 @@ def effects(runs: list[Run]) -> tuple[tuple[Effect, ...], tuple[Effect, ...]]:
 def verdict(runs: list[Run]) -> Verdict:
     primary, secondary = effects(runs)
     paired = [each for each in secondary if each.design == "paired twins"]
-    exact = sum(each.estimate == each.low == each.high == 0 for each in paired)
+    exact = sum(each.is_exactly_zero for each in paired)
     reason = (
         f"The largest difference in the {training.AREA} is {max(primary, key=lambda e: abs(e.estimate)).interval()}. "
         + (f"Twins differ by exactly 0 in {exact} of {len(paired)} comparisons. " if paired else "")

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments.inference import LOWER, Effect, Verdict, effect, judged, overall
-from experiments.plots import COLOURS, base_of, draw, label, layers, legend, panels
-from experiments.summaries import (
+from experiments.analysis.inference import LOWER, Effect, Verdict, effect, judged, overall
+from experiments.analysis.plots import COLOURS, base_of, draw, label, layers, legend, panels
+from experiments.analysis.summaries import (
     by_activation,
     by_seed,
     cell,
@@ -29,8 +29,8 @@ from experiments.summaries import (
     values_of,
     where,
 )
-from experiments.theory import layer_moments, through_depth
-from experiments.training import PAIRS
+from experiments.analysis.theory import layer_moments, through_depth
+from experiments.analysis.training import PAIRS
 
 SMALLEST = 0.05
 """Smallest effect of interest, in standard deviations of the input."""

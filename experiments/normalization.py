@@ -14,10 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments import training
-from experiments.inference import Effect, Verdict, judged, overall
-from experiments.plots import label
-from experiments.summaries import area, at_chosen_rate, where
+from experiments.analysis import training
+from experiments.analysis.inference import Effect, Verdict, judged, overall
+from experiments.analysis.plots import label
+from experiments.analysis.summaries import area, at_chosen_rate, where
 
 RULE = (
     f"Primary are BReLU against ReLU and BELU against ELU without BatchNorm, in the {training.AREA} (smallest effect "
@@ -56,6 +56,8 @@ def verdict(runs: list[Run]) -> Verdict:
     reason = "; ".join(f"{each.name}, {each.figure}: {each.interval()}" for each in primary) + "."
     for bipolar, base in training.PAIRS:
         benefit, fraction = recovered(runs, bipolar, base)
+        if not np.isfinite(benefit):
+            continue
         if benefit > 0:
             reason += (
                 f" BatchNorm lowers the {training.AREA} of {label(base)} by {-np.expm1(-benefit):.1%}; without it "

@@ -14,9 +14,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments import training
-from experiments.inference import Effect, Verdict, judged, overall
-from experiments.summaries import option, values_of, where
+from experiments.analysis import training
+from experiments.analysis.inference import Effect, Verdict, judged, overall
+from experiments.analysis.summaries import option, values_of, where
 
 RULE = (
     f"Primary is BReLU against ReLU with BatchNorm in the {training.ERROR}, independent seeds, each at its chosen "

@@ -20,10 +20,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments.inference import HIGHER, Effect, Verdict, effect, judged, overall
-from experiments.plots import draw, label, layers, legend, panels
-from experiments.summaries import by_activation, cell, in_parts, layer_curve, significant, values_of, where
-from experiments.training import PAIRS
+from experiments.analysis.inference import HIGHER, Effect, Verdict, effect, judged, overall
+from experiments.analysis.plots import draw, label, layers, legend, panels
+from experiments.analysis.summaries import by_activation, cell, in_parts, layer_curve, significant, values_of, where
+from experiments.analysis.training import PAIRS
 
 LIMITS = (1e-3, 1e3)
 SMALLEST = 50.0

@@ -16,10 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments import training
-from experiments.inference import CONTRADICTED, NOT_TESTED, SUPPORTED, Effect, Verdict, judged
-from experiments.plots import COLOURS, base_of, label, panels
-from experiments.summaries import by_seed, loss_curve, option, significant, where
+from experiments.analysis import training
+from experiments.analysis.inference import CONTRADICTED, NOT_TESTED, SUPPORTED, Effect, Verdict, judged
+from experiments.analysis.plots import COLOURS, base_of, label, panels
+from experiments.analysis.summaries import by_seed, loss_curve, option, significant, where
 
 RULE = (
     "Supported if the largest difference between the recorded training losses of twins is exactly 0 in every symmetric "
@@ -91,7 +91,7 @@ def effects(runs: list[Run]) -> tuple[Effect, ...]:
 def verdict(runs: list[Run]) -> Verdict:
     kept, broken, wrong = [], [], []
     for (title, activation), twins in pairs(runs).items():
-        largest = [float(gap(pair).max()) for pair in twins]
+        largest = [float(gap(pair).max(initial=0)) for pair in twins]
         symmetric = is_symmetric(twins[0][0])
         (kept if symmetric else broken).append((title, largest))
         if not all((value == 0) == symmetric for value in largest):
@@ -131,7 +131,7 @@ def figure(runs: list[Run]) -> Figure:
                 continue
             steps = loss_curve(twins[0][0], "train", "loss")[0]
             mean = np.mean([gap(pair) for pair in twins], axis=0)
-            largest = max(largest, float(mean.max()))
+            largest = max(largest, float(mean.max(initial=0)))
             shown = np.where(mean > 0, mean, np.nan)
             place.plot(
                 steps[: len(mean)], shown, color=COLOURS[base_of(activation)[0]], marker=".", label=label(activation)
@@ -165,13 +165,14 @@ def table(runs: list[Run]) -> list[dict[str, str]]:
     for (title, activation), twins in pairs(runs).items():
         bipolar, base = training.names(activation)
         each = found[f"{bipolar} against its {base} twin, {title}"]
+        largest = max(float(gap(pair).max(initial=0)) for pair in twins)
         rows.append(
             {
                 "network": title,
                 "activation": bipolar,
                 "symmetric": "yes" if is_symmetric(twins[0][0]) else "no",
                 "pairs": str(len(twins)),
-                "largest difference of losses (nats)": significant(max(float(gap(pair).max()) for pair in twins)),
+                "largest difference of losses (nats)": significant(largest),
                 "effect on the mean training loss": each.interval(),
             }
         )

@@ -26,7 +26,7 @@ def main() -> int:
         hint = nearest(args.profile, profiles)
         parser.exit(2, f"error: --profile={args.profile} has no folder in {root}; {there}{hint}\n")
 
-    from experiments import report  # imports matplotlib
+    from experiments.reporting import report  # imports matplotlib
 
     results = root / args.profile
     try:

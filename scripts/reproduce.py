@@ -21,7 +21,8 @@ from bipolar.environment import command
 from bipolar.errors import ConfigError, nearest
 from bipolar.runs import is_done, read_run, reuse, run_folder
 from bipolar.sweep import CONFIGS, expand
-from experiments import claim_of, ordered, provenance
+from experiments import claim_of, ordered
+from experiments.reporting import provenance
 
 ROOT = CONFIGS.parent
 EXPERIMENTS = CONFIGS / "experiment"
@@ -75,7 +76,8 @@ def main() -> int:
         if missing:
             print(f"{args.profile}/{part}: {missing} of {len(folders)} runs to do", flush=True)
             sweep = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *overrides]
-            sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={args.workers}"]
+            if args.workers > 1:
+                sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={args.workers}"]
             status = run_to_its_end(sweep)
             if status > 128:
                 return status  # asked to stop; what was running is saved
@@ -92,7 +94,7 @@ def main() -> int:
         print(f"nothing to do: all {len(folders)} runs are finished and {results}/report.md is made from them")
         return 0
 
-    from experiments import records, report  # imports matplotlib
+    from experiments.reporting import records, report  # imports matplotlib
 
     try:
         for claim in ordered(claims):

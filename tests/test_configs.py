@@ -97,7 +97,7 @@ def test_an_experiments_runs_have_a_folder_of_their_own(experiment):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_job_of_an_experiment_passes_the_check(experiment):
-    jobs = sweep.expand([f"experiment={experiment}"])
+    jobs = sweep.expand([f"experiment={experiment}", "seed=0,1"])
     assert len(jobs) > 1
     assert len({run_folder(cfg) for cfg in jobs}) == len(jobs)
     for cfg in jobs:

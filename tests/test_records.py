@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bipolar.errors import DataError
 from bipolar.runs import Run
-from experiments import records
+from experiments.reporting import records
 
 
 @pytest.fixture

@@ -20,12 +20,13 @@ from bipolar.errors import ConfigError
 from bipolar.recording.folder import write_json
 from bipolar.runs import Run
 from bipolar.sweep import CONFIGS
-from experiments import claim_of, html, inference, ordered, part_of, provenance, readme, records, report, svg
-from experiments.inference import LOWER, Verdict, effect, judged, overall
-from experiments.markdown import slug
-from experiments.plots import draw, layers, panels
-from experiments.summaries import by_activation, final
-from experiments.tables import Row
+from experiments import claim_of, ordered, part_of
+from experiments.analysis import inference
+from experiments.analysis.inference import LOWER, Verdict, effect, judged, overall
+from experiments.analysis.plots import draw, layers, panels
+from experiments.analysis.summaries import Row, by_activation, final
+from experiments.reporting import html, provenance, readme, records, report, svg
+from experiments.reporting.markdown import slug
 
 ROOT = CONFIGS.parent
 RESULTS = ROOT / "results"

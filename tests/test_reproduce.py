@@ -17,9 +17,9 @@ from scipy import stats
 from bipolar.run import run
 from bipolar.runs import Run, read_run, run_folder
 from bipolar.sweep import CONFIGS, expand
-from experiments import claim_of, provenance, records, report
-from experiments.summaries import by_activation, cell, mean_interval, percent, significant
-from experiments.tables import training_table
+from experiments import claim_of, deep_mlp
+from experiments.analysis.summaries import by_activation, cell, mean_interval, percent, significant
+from experiments.reporting import provenance, records, report
 
 ROOT = CONFIGS.parent
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment" / "quick").glob("*.yaml"))
@@ -29,7 +29,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment" / "quick").gl
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The runs of a small version of quick/deep_mlp."""
     root = tmp_path_factory.mktemp("outputs")
-    small = ["trainer.max_steps=8", "network.depth=3", "network.width=16", "trainer.log_every=2"]
+    small = ["trainer.max_steps=8", "network.depth=3", "network.width=16", "trainer.log_every=2", "optimizer.lr=0.01"]
     grid = expand(["experiment=quick/deep_mlp", f"output_root={root}", *small])
     for cfg in grid:
         run(cfg)
@@ -66,10 +66,10 @@ def test_cell_leaves_out_what_is_not_finite_and_says_nothing_of_nothing() -> Non
 
 
 def test_table_holds_the_runs_figures(runs: list[Run]) -> None:
-    row = next(row for row in training_table(runs) if row["activation"] == "BELU")
+    row = next(row for row in deep_mlp.table(runs) if row["activation"] == "BELU")
     errors = [run.summary["final"]["test_error"] for run in runs if run.activation == "belu"]
-    assert row["test error"].startswith(f"{100 * np.mean(errors):.2f} %")
-    assert row["runs"] == "3"
+    assert row["held-out error"].startswith(f"{100 * np.mean(errors):.2f} %")
+    assert row["runs"] == "3 of 3"
 
 
 def test_report_is_made_from_the_runs_and_known_to_be_current(folders: list[Path], tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_report_is_made_from_the_runs_and_known_to_be_current(folders: list[Path
 
 def test_archive_of_real_runs_gives_the_same_table(runs: list[Run], tmp_path: Path) -> None:
     records.write(tmp_path, runs)
-    assert training_table(records.read(tmp_path)) == training_table(runs)
+    assert deep_mlp.table(records.read(tmp_path)) == deep_mlp.table(runs)
 
 
 def reproduce(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -104,7 +104,7 @@ def test_reproduce_runs_what_is_missing_and_then_has_nothing_to_do(tmp_path: Pat
     # from a folder that is not the repository's, to which the paths are relative
     places = ["--output-root", "out", "--results", "results", "--workers", "1"]
     places[3] += "/"  # not the default's very text: with other options a folder has to be named
-    small = ["trainer.max_steps=0", "network.dropout=0.5", "seed=0"]
+    small = ["trainer.max_steps=1", "optimizer.momentum=0.5", "seed=0"]
     readme = (ROOT / "README.md").read_bytes()
     first = reproduce(*places, *small, cwd=tmp_path)
     assert first.returncode == 0, first.stderr

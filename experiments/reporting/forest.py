@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import plots  # chooses matplotlib's backend
+from experiments.analysis import plots  # chooses matplotlib's backend
 
 import matplotlib.pyplot as plt  # isort: skip
 from matplotlib.figure import Figure
 
-from experiments.inference import CONTRADICTED, SUPPORTED, Effect, Verdict
+from experiments.analysis.inference import CONTRADICTED, SUPPORTED, Effect, Verdict
 
 CAPTION = (
     "Primary effects of each claim with 95 % intervals, in units of the smallest effect of interest. To the right: "

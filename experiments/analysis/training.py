@@ -13,9 +13,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bipolar.runs import Run
-from experiments.inference import LOWER, Effect, effect, runs_needed
-from experiments.plots import Curve, base_of, draw, forest_figure, label, layers, legend, panels, rate_panel
-from experiments.summaries import (
+from experiments.analysis.inference import LOWER, Effect, effect, runs_needed
+from experiments.analysis.plots import Curve, base_of, draw, forest_figure, label, layers, legend, panels, rate_panel
+from experiments.analysis.summaries import (
     area,
     at_chosen_rate,
     by_seed,

@@ -72,7 +72,15 @@ class Effect:
             return f"{100 * math.expm1(value):{sign}.1f} %"
         return f"{value:{sign}.3g} {self.unit}".strip()
 
+    @property
+    def is_exactly_zero(self) -> bool:
+        """Whether nothing differs in any pair: equal losses, to the last bit."""
+        return self.estimate == self.low == self.high == 0
+
     def interval(self) -> str:
+        """The estimate with its 95 % interval, as text."""
+        if self.is_exactly_zero:
+            return "exactly 0"
         return f"{self.shown(self.estimate)} [{self.shown(self.low)}, {self.shown(self.high)}]"
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from bipolar.errors import ConfigError, DataError
 from bipolar.recording.folder import Record, jsonable, write_json
-from experiments import forest, html, markdown, ordered, provenance, readme, records
-from experiments.inference import NOT_TESTED, Verdict
-from experiments.markdown import Claim
-from experiments.plots import style
-from experiments.tables import Row
+from experiments import ordered
+from experiments.analysis.inference import NOT_TESTED, Verdict
+from experiments.analysis.plots import style
+from experiments.analysis.summaries import Row
+from experiments.reporting import forest, html, markdown, provenance, readme, records
+from experiments.reporting.markdown import Claim
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DIGITS = 9
 """Significant digits in verdict.json: the last ones differ between machines."""
 

@@ -15,6 +15,9 @@ from experiments import part_of
 
 CONFIDENCE = 0.95
 
+Row = dict[str, str]
+"""A line of a table: column title to text."""
+
 
 def by_activation(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs grouped by the name of their activation, in the order of the grid; seeds in order."""
@@ -77,7 +80,7 @@ def area(run: Run) -> float:
         return math.nan
     steps, losses = loss_curve(run, "train", "loss")
     weights = np.diff(steps, prepend=0)
-    return float((losses * weights).sum() / weights.sum())
+    return float((losses * weights).sum() / weights.sum()) if len(steps) else math.nan
 
 
 def steps_to(run: Run, loss: float) -> float:

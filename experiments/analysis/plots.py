@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bipolar.runs import Run
-from experiments.inference import Effect
-from experiments.summaries import by_activation, layer_curve, loss_curve, mean_interval, values_of, where
+from experiments.analysis.inference import Effect
+from experiments.analysis.summaries import by_activation, layer_curve, mean_interval, values_of, where
 
 # colours that people with the common colour deficiencies tell apart (Okabe and Ito)
 COLOURS = {"relu": "#D55E00", "elu": "#0072B2", "leaky_relu": "#E69F00", "selu": "#009E73", "gelu": "#CC79A7",
@@ -158,8 +158,11 @@ def heat_maps(groups: dict[str, list[Run]], key: str, title: str, *, log: bool =
     figure, axes = plt.subplots(1, len(groups), figsize=(2.6 * len(groups) + 0.8, 2.8), squeeze=False, sharey=True)
     tables, steps = {}, {}
     for name, runs in groups.items():
-        steps[name] = sorted({row["step"] for row in runs[0].activations})
-        stacked = [[layer_curve(run, key, step) for step in steps[name]] for run in runs]
+        measured = [sorted({row["step"] for row in run.activations}) for run in runs]
+        steps[name] = max(measured, key=len)
+        # one that diverged ends early
+        whole = [run for run, at in zip(runs, measured, strict=True) if at == steps[name]]
+        stacked = [[layer_curve(run, key, step) for step in steps[name]] for run in whole]
         tables[name] = np.nanmean(np.array(stacked, dtype=float), axis=0).T  # [layers, steps]
     everything = np.concatenate([table.ravel() for table in tables.values()])
     everything = everything[np.isfinite(everything) & ((everything > 0) | (not log))]
@@ -194,22 +197,3 @@ def layers(key: str, step: int | None = None) -> Callable[[Run], Curve]:
         return np.arange(1, len(values) + 1), values
 
     return curve
-
-
-def training_figure(runs: list[Run]) -> Figure:
-    """Loss and error over training; mean and variance of the activations by layer, at the start and at the end."""
-    figure, axes = panels(2, 3)
-    steps = "step (updates)"
-    loss = lambda run: loss_curve(run, "train", "loss")
-    error = lambda run: tuple(np.multiply(part, scale) for part, scale in
-                              zip(loss_curve(run, "valid", "error"), (1, 100), strict=True))  # fmt: skip
-    draw(axes[0, 0], runs, loss, "Training loss", steps, "cross-entropy (nats)", log=True)
-    draw(axes[1, 0], runs, error, "Validation error", steps, "error (%)", log=True)
-    for column, (when, step) in enumerate((("start", 0), ("end", None)), start=1):
-        draw(axes[0, column], runs, layers("mean", step), f"Mean, {when} of training", "layer", "mean activation")
-        draw(
-            axes[1, column], runs, layers("variance", step), f"Variance, {when} of training", "layer",
-            "variance of activation", log=True,
-        )  # fmt: skip
-    legend(figure, axes[0, 0])
-    return figure

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 from bipolar.recording.folder import Record
 from bipolar.runs import Run
-from experiments import inference, records
-from experiments.inference import Effect, Verdict
-from experiments.plots import label
-from experiments.tables import Row
+from experiments.analysis import inference
+from experiments.analysis.inference import Effect, Verdict
+from experiments.analysis.plots import label
+from experiments.analysis.summaries import Row
+from experiments.reporting import records
 
 DATA_FILES = {"cifar10-heldout.npz": "CIFAR-10, batch 5 held out"}
 DATA_SETS = {

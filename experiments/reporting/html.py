@@ -13,8 +13,9 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from experiments import inference, svg
-from experiments.markdown import slug
+from experiments.analysis import inference
+from experiments.reporting import svg
+from experiments.reporting.markdown import slug
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST_SVG = 400_000

@@ -18,11 +18,11 @@ ENVIRONMENT = ("commit", "dirty", "versions", "machine", "device", "accelerator"
 
 
 def digest(summaries: Iterable[tuple[str, Record]]) -> str:
-    """Of all that a report is made from: run ids, the runs' summaries without their times, the code in this folder.
+    """Of all that a report is made from: run ids, the runs' summaries without their times, the code in `experiments/`.
 
     It is the same whether the summaries come from run folders or from an archive of them, in whatever order.
     """
-    code = sorted(path for pattern in CODE for path in Path(__file__).parent.glob(pattern))
+    code = sorted(path for pattern in CODE for path in Path(__file__).parents[1].rglob(pattern))
     parts = [path.read_bytes() for path in code]
     for name, summary in sorted(summaries, key=lambda pair: pair[0]):
         lasting = {key: value for key, value in summary.items() if key not in TIMES}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bipolar.errors import ConfigError
-from experiments import forest
-from experiments.markdown import Claim, summary
+from experiments.reporting import forest
+from experiments.reporting.markdown import Claim, summary
 
 BLOCK = re.compile(r"(<!-- claims: begin.*?-->\n).*?(<!-- claims: end.*?-->)", re.DOTALL)
 PROFILES = ("cpu", "quick")

@@ -1,0 +1,1 @@
+"""From finished runs to results/<profile>/: archives, figures, tables, report in Markdown and HTML, README table."""
