@@ -116,8 +116,8 @@ _CLAIM = "In a symmetric network a bipolar activation changes nothing that train
 
 def figure(runs: list[Run]) -> Figure:
     """Size of the difference between the training losses of a bipolar network and its base twin over training, by
-    network: mean over seeds. Where no line is drawn the difference is exactly 0 (a logarithmic axis has no 0); the
-    panel's title says so."""
+    network: mean over seeds. The axis is logarithmic but for its lowest part, which reaches down to 0; the titles say
+    where the difference is exactly 0."""
     found = pairs(runs)
     titles = list(dict.fromkeys(title for title, _ in found))
     columns = 4
@@ -132,12 +132,11 @@ def figure(runs: list[Run]) -> Figure:
             steps = loss_curve(twins[0][0], "train", "loss")[0]
             mean = np.mean([gap(pair) for pair in twins], axis=0)
             largest = max(largest, float(mean.max(initial=0)))
-            shown = np.where(mean > 0, mean, np.nan)
             place.plot(
-                steps[: len(mean)], shown, color=COLOURS[base_of(activation)[0]], marker=".", label=label(activation)
+                steps[: len(mean)], mean, color=COLOURS[base_of(activation)[0]], marker=".", label=label(activation)
             )
-        place.set_yscale("log")
-        place.set_ylim(1e-9, 10)
+        place.set_yscale("symlog", linthresh=1e-9)
+        place.set_ylim(-2e-10, 10)
         place.set_xlabel("step (updates)")
         place.set_ylabel("|difference of loss| (nats)")
         place.set_title(title if largest else f"{title}: exactly 0")

@@ -227,5 +227,6 @@ def runs_needed(sample: Sequence[float], smallest: float, power: float = 0.8) ->
     if not spread > 0:
         return 2
     analysis = TTestIndPower()
-    has_power = lambda n: analysis.power(smallest / spread, n, ALPHA) >= power
-    return next(n for n in itertools.count(2) if has_power(n))
+    # NaN: an effect so many standard deviations large that the power cannot be computed; it is 1 then
+    lacks_power = lambda n: analysis.power(smallest / spread, n, ALPHA) < power
+    return next(n for n in itertools.count(2) if not lacks_power(n))
