@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from bipolar import build, sweep
+from bipolar.errors import ConfigError
 from bipolar.run import run
 from bipolar.runs import read_run, run_folder
 
@@ -85,6 +87,39 @@ def test_data_is_looked_for_where_the_environment_says(monkeypatch):
     assert sweep.compose(["dataset=cifar10"]).dataset.root == "/elsewhere"
     monkeypatch.delenv("BIPOLAR_DATA")
     assert sweep.compose(["dataset=cifar10"]).dataset.root == "data"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=quick/cnn"],
+        ["experiment=quick/resnet-bipolar"],
+        ["experiment=cpu/cnn-twins", "seed=0,1"],
+        ["sweep=activations", "network.width=8,16", "seed=range(2)"],
+        ["activation=relu,belu", "optimizer=sgd,adam", "optimizer.lr=1e-3,0.2", "trainer.max_steps=null"],
+        ["network=cnn,resnet", "+network.extra=1", "experiment_name='a, b'", "~network.name", "seed=3"],
+        ["activation=brelu", "activation.pattern=halves,interleaved", "network.dropout=0.1", "dataset=gaussian",
+         "dataset.shape=[8],[16]"],
+    ],
+)  # fmt: skip
+def test_composing_once_for_many_jobs_gives_what_hydra_gives_for_each(overrides, monkeypatch):
+    many = sweep.expand(overrides)
+    monkeypatch.setattr(sweep, "_compose_all", lambda jobs, parser: [hydra.compose("train", job) for job in jobs])
+    assert many == sweep.expand(overrides)
+    assert len(many) > 1 or overrides[-1] == "seed=3"
+
+
+def test_a_network_that_was_tried_does_not_hide_one_that_is_wrong():
+    build.check(sweep.compose(["network=cnn", "dataset=cifar10"]))
+    with pytest.raises(ConfigError, match="network"):
+        build.check(sweep.compose(["network=cnn", "dataset=cifar10", "network.kernel_size=2"]))
+    with pytest.raises(ConfigError, match="dim"):
+        build.check(sweep.compose(["network=cnn", "dataset=cifar10", "activation=belu", "activation.dim=7"]))
+    with pytest.raises(ConfigError, match=r"optimizer\.lr"):
+        build.check(sweep.compose(["network=cnn", "dataset=cifar10", "optimizer.lr=-1"]))
+    for _ in range(2):  # a network that failed counts as not tried
+        with pytest.raises(ConfigError, match="images"):
+            build.check(sweep.compose(["network=cnn", "dataset=gaussian", "dataset.shape=[5]"]))
 
 
 # --- experiments ------------------------------------------------------------------------------------------------------

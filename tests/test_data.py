@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from bipolar import build, sweep
 from bipolar.data.batches import PADDING_MODES, Augmentation, Batches, carve_validation
-from bipolar.data.sources import Arrays, digits, gaussian, npz, torchvision_images
+from bipolar.data.sources import Arrays, digits, gaussian, hold_out, npz, torchvision_images
 from bipolar.errors import ConfigError, DataError
 from bipolar.seeding import derive_seed, seed_everything
 
@@ -839,3 +839,23 @@ def test_seed_everything_sets_the_flags_whatever_they_were(monkeypatch, determin
     assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert torch.backends.cudnn.deterministic == deterministic
     assert torch.backends.cudnn.benchmark == (not deterministic)
+
+
+# --- holding out training images --------------------------------------------------------------------------------------
+
+
+def test_held_out_images_are_the_last_ones_and_the_test_set_is_not_read():
+    x, y = np.arange(20, dtype=np.uint8).reshape(5, 2, 2, 1), np.arange(5)
+    held = hold_out(Arrays(x, y, x[:0], y[:0], 7), 2)
+    assert held.y_train.tolist() == [0, 1, 2]
+    assert held.y_test.tolist() == [3, 4]
+    assert (held.x_train == x[:3]).all()
+    assert (held.x_test == x[3:]).all()
+    assert held.classes == 7
+
+
+@pytest.mark.parametrize("size", [0, 5, 6, -1, 1.5])
+def test_as_many_held_out_as_there_are_or_none_is_refused(size):
+    x, y = np.zeros((5, 2, 2, 1), np.uint8), np.arange(5)
+    with pytest.raises(ConfigError, match=r"size=.* is not allowed"):
+        hold_out(Arrays(x, y, x, y, 7), size)

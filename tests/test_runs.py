@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bipolar import sweep
 from bipolar.errors import ConfigError
+from bipolar.recording.folder import SUMMARY, write_json
 from bipolar.run import run
-from bipolar.runs import NOT_IDENTITY, is_done, read_run, run_folder, run_id
+from bipolar.runs import NOT_IDENTITY, is_done, read_run, reuse, run_folder, run_id
 from bipolar.statistics import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,3 +219,45 @@ def test_second_process_in_a_run_folder_is_refused(tiny_config, begun):
         assert content() == before
         assert run(tiny_config("seed=1"))["status"] == "finished"  # another folder
     assert run(cfg)["status"] == "finished"
+
+
+# --- taking over runs of other experiments ----------------------------------------------------------------------------
+
+
+def folder_in(cfg, experiment: str) -> Path:
+    return run_folder(OmegaConf.merge(cfg, {"experiment_name": experiment}))
+
+
+def test_a_finished_run_of_another_experiment_is_taken_over(tiny_config):
+    cfg = tiny_config("experiment_name=quick/cnn", "trainer.max_steps=4")
+    run(cfg)
+    folder = folder_in(cfg, "quick/cnn-twins")
+    assert reuse(folder)
+    made, taken = read_run(run_folder(cfg)), read_run(folder)
+    assert taken.config.experiment_name == "quick/cnn-twins"
+    assert OmegaConf.merge(taken.config, {"experiment_name": "quick/cnn"}) == made.config
+    for part in ("summary", "metrics", "activations", "environment"):
+        assert getattr(taken, part) == getattr(made, part)
+    again = run(OmegaConf.merge(cfg, {"experiment_name": "quick/cnn-twins"}))
+    assert again["skipped"]
+
+
+def test_what_is_there_already_is_left_alone(tiny_config):
+    cfg = tiny_config("experiment_name=quick/cnn", "trainer.max_steps=4")
+    run(cfg)
+    begun = folder_in(cfg, "quick/other")
+    begun.mkdir(parents=True)
+    assert not reuse(begun)
+    assert list(begun.iterdir()) == []
+    assert not reuse(run_folder(cfg))
+
+
+def test_only_a_run_of_the_same_id_and_profile_that_is_done_is_taken_over(tiny_config):
+    cfg = tiny_config("experiment_name=quick/cnn", "trainer.max_steps=4")
+    run(cfg)
+    other_seed = folder_in(OmegaConf.merge(cfg, {"seed": 1}), "quick/other")
+    assert not reuse(other_seed)
+    assert not other_seed.exists()
+    assert not reuse(folder_in(cfg, "cpu/cnn"))
+    write_json(run_folder(cfg) / SUMMARY, {"status": "interrupted"})
+    assert not reuse(folder_in(cfg, "quick/other"))

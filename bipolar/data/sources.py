@@ -144,6 +144,14 @@ def torchvision_images(dataset: str, root: str, download: bool = True) -> Arrays
     return Arrays(*splits[0], *splits[1], classes=len(images.classes))
 
 
+def hold_out(arrays: Arrays, size: int) -> Arrays:
+    """The training samples alone, the last `size` of them as a test set: for work that leaves the test set unread."""
+    if not 0 < check_int("size", size) < len(arrays.y_train):
+        raise ConfigError(f"size={size} is not allowed; there are {len(arrays.y_train)} training samples")
+    x, y = arrays.x_train, arrays.y_train
+    return Arrays(x[:-size], y[:-size], x[-size:], y[-size:], arrays.classes)
+
+
 def npz(path: str | None) -> Arrays:
     """A user's own images: a NumPy .npz file with x_train, y_train, x_test, y_test.
 
