@@ -66,7 +66,7 @@ ODD_FUNCTIONS: dict[Any, str] = {
         (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
         "is linear in each feature map",
     ),
-    **dict.fromkeys(("contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to"), "copies"),
+    **dict.fromkeys(("contiguous", "clone", "detach", "float", "double", "half", "bfloat16"), "copies"),
 }
 MAX_POOL_FUNCTIONS = (
     F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
@@ -354,7 +354,11 @@ class SignAnalysis:
             return self._max_pooling(node, source)
         if target in ACTIVATION_FUNCTIONS:
             return self._activation(node, name, source)
-        if target in MULTIPLICATIONS and any(isinstance(factor, (int, float)) for factor in node.args):
+        if target == "to" and not any(_is_not_floating(each) for each in (*node.args, *node.kwargs.values())):
+            self._row(node, name, "copies")
+            return source
+        is_plain = not node.kwargs  # not torch.div(..., rounding_mode="floor")
+        if target in MULTIPLICATIONS and is_plain and any(isinstance(factor, (int, float)) for factor in node.args):
             # a number says how large, and flips all features or none
             self._row(node, "factor", "is the same number for every feature")
             return self._tensor(node.all_input_nodes[0])
@@ -576,6 +580,9 @@ class SignAnalysis:
         """Anything else is left as it is, which is right if nothing that goes in is flipped."""
         for source in node.all_input_nodes:
             self._ask_for_plus(self._tensor(source), f"{name} is not known to commute with flips of sign")
+        inside = self._modules[str(node.target)].modules() if node.op == "call_module" else ()
+        if any(isinstance(module, (Bipolar, BipolarMaxPool2d, BatchAxisReLU)) for module in inside):
+            self._demand(0, lambda: [False], "holds a bipolar activation where torch.fx cannot look into it")
         self._row(node, name, "no feature in front of it is flipped")
         return None
 
@@ -585,6 +592,10 @@ _NO_TENSOR = object()
 
 def _argument(node: Any, place: int, name: str, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _is_not_floating(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and not value.is_floating_point
 
 
 def _is_flattening(node: Any) -> bool:

@@ -88,11 +88,12 @@ def _compose_all(jobs: list[list[str]], parser: Any) -> list[DictConfig]:
     configs = []
     for job in jobs:
         choices, values = [], []
-        for text, parsed in zip(job, parser.parse_overrides(job), strict=True):
-            is_value = (
-                parsed.type == OverrideType.CHANGE and parsed.package is None and parsed.key_or_group not in groups
-            )
-            if is_value and not parsed.key_or_group.startswith(("hydra", "/")):
+        overrides = parser.parse_overrides(job)
+        # an addition or a deletion may speak of what another override sets: their order counts then
+        is_plain = all(parsed.type == OverrideType.CHANGE for parsed in overrides)
+        for text, parsed in zip(job, overrides, strict=True):
+            is_value = parsed.package is None and parsed.key_or_group not in groups
+            if is_plain and is_value and not parsed.key_or_group.startswith(("hydra", "/")):
                 values.append(parsed)
             else:
                 choices.append(text)
@@ -167,7 +168,7 @@ class Monitor:
         # from here on, are to leave them alone (an idle one would die and take the others with it): they stop when they
         # see the file. This process still hears of them, through the thread just started.
         if hasattr(signal, "pthread_sigmask"):
-            # Python starts this helper with the first worker otherwise, and unblocks the signal as it does.
+            # Python starts its resource tracker with the first worker otherwise, and unblocks the signal as it does.
             multiprocessing.resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         return self

@@ -5,10 +5,10 @@ the odd rows of the *batch* instead of the odd features. It is trained here besi
 at every learning rate of one grid.
 
 For the report: a higher mean training loss of the batch-axis version than of ReLU and BReLU. Against: no difference, or
-a lower one. Why it should be so: an odd row goes through the network h = -relu(-(W h + b)), which is the base network
-applied to the negated image with negated biases, and its output negated. One set of weights has to serve both, and
-which of the two functions an image meets depends on its place in the batch; at evaluation too.
-"""
+a lower one. Why it should be so: an odd row goes through the network h = -relu(-(W h + b)). But for pooling, that is
+the base network applied to the negated image with negated biases, and its output negated; max pooling turns into min
+pooling there. One set of weights has to serve both functions, and which of the two an image meets depends on its place
+in the batch; at evaluation too."""
 
 from __future__ import annotations
 

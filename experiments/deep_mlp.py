@@ -4,12 +4,13 @@ The paper says that bipolar activations alleviate the need for normalization in 
 perceptrons without any are trained from He's weights, at several depths.
 
 For the claim: a lower mean training loss (the area under its curve) of BReLU and BELU than of their bases, each at its
-best learning rate. Against: no difference, or the reverse. The symmetry S f(S x) predicts no difference but by chance:
-this network is a chain of linear maps, whose weights start symmetric about zero. Paired twins test that prediction to
-the last bit.
-"""
+chosen learning rate. Against: no difference, or the reverse. The symmetry S f(S x) predicts no difference but by
+chance: this network is a chain of linear maps, whose weights start symmetric about zero. Where the profile has them,
+paired twins test that prediction to the last bit."""
 
 from __future__ import annotations
+
+import math
 
 from matplotlib.figure import Figure
 
@@ -46,8 +47,10 @@ def verdict(runs: list[Run]) -> Verdict:
     primary, secondary = effects(runs)
     paired = [each for each in secondary if each.design == "paired twins"]
     exact = sum(each.is_exactly_zero for each in paired)
+    tested = [each for each in primary if math.isfinite(each.estimate)]
+    largest = max(tested, key=lambda each: abs(each.estimate), default=None)
     reason = (
-        f"The largest difference in the {training.AREA} is {max(primary, key=lambda e: abs(e.estimate)).interval()}. "
+        (f"The largest difference, {training.AREA}: {largest.name}, {largest.interval()}. " if largest else "")
         + (f"Twins differ by exactly 0 in {exact} of {len(paired)} comparisons. " if paired else "")
         + training.pilot_sentence(in_parts(runs, "pilot"), len({run.seed for run in in_parts(runs, "")}))
     )

@@ -5,10 +5,9 @@ shifted i.i.d. inputs. Inputs of mean m and standard deviation 1 go through one 
 random layers whose weights have the mean 1/width, so that each layer hands its mean on to the next.
 
 For the claim: with m = 0 a layer mean nearer zero than the base activation's; with m ≠ 0 one nearer zero than m.
-Against: the reverse. What is expected can be computed (`experiments/theory.py`): a layer of BReLU has the mean m/2
-whatever the inputs' distribution, since relu(x) - relu(-x) = x; BELU's lies between m/2 and m, 0.76 m near zero. A base
-activation is no benchmark for m ≠ 0: ReLU maps inputs of mean -2 to a mean of almost zero by cutting them off.
-"""
+Against: the reverse. What is expected can be computed (`experiments/analysis/theory.py`): a layer of BReLU has the mean
+m/2 whatever the inputs' distribution, since relu(x) - relu(-x) = x; BELU's lies between m/2 and m, 0.76 m near zero. A
+base activation is no benchmark for m ≠ 0: ReLU maps inputs of mean -2 to a mean of almost zero by cutting them off."""
 
 from __future__ import annotations
 
@@ -65,7 +64,7 @@ def verdict(runs: list[Run]) -> Verdict:
             primary.append(
                 effect(
                     f"{label(bipolar)} against its input, m = {m:g}", "|layer mean|", sizes, inputs, smallest=SMALLEST,
-                    favourable=LOWER, paired=True,
+                    favourable=LOWER, paired=True, design="same run",
                 )
             )  # fmt: skip
     for bipolar, base in PAIRS if deep else ():
@@ -108,7 +107,7 @@ def _reason(one: list[Run], primary: list[Effect]) -> str:
 
 def figure(runs: list[Run]) -> Figure:
     """Left: mean of one layer of activations against the mean of its inputs; points are runs, lines the closed form. On
-    the dotted line nothing would change. Right, two panels: mean activation by layer through random layers whose
+    the dotted line nothing would change. Right: mean activation by layer through random layers whose
     weights have the mean 1/width; bands reach from the smallest to the largest run, thin lines are the closed form for
     infinite width."""
     one, deep = in_parts(runs, ""), in_parts(runs, "depth")

@@ -1,16 +1,15 @@
-"""Stability: mean and variance through a thousand random layers
+"""Stability: mean and variance through many random layers
 
 Claim 2 of the paper: bipolar ReLU and ELU are less prone to an exploding mean and variance through depth. Normal inputs
-go through 1,000 random layers without training, with weights of mean zero and of mean 1/width, from He's weights (with
-the gain of each activation) and from layer-sequential unit variance (LSUV) as in the textbook and as in the authors'
-code. SELU, made for this purpose, stands beside them.
+go through hundreds of random layers without training, with weights of mean zero and of mean 1/width, from He's weights
+(with the gain of each activation) and, where the profile has them, from layer-sequential unit variance (LSUV) as in the
+textbook and as in the authors' code; SELU, made for this purpose, stands beside them.
 
 For the claim: the second moment of a bipolar network's activations stays between 0.001 and 1,000 through more layers
 than its base network's. Against: fewer, or as many. The symmetry S f(S x) says beforehand where a difference can come
 from: with weights symmetric about zero, a bipolar network and its base have the same distribution of second moments, so
-that the number of layers cannot differ but by chance. With a mean in the weights they differ: a base network's mean
-feeds on itself, a bipolar one's cancels.
-"""
+that the number of layers cannot differ but by chance (the authors' LSUV excepted: see docs/symmetry.md). With a mean in
+the weights they differ: a base network's mean feeds on itself, a bipolar one's cancels."""
 
 from __future__ import annotations
 
@@ -31,7 +30,9 @@ SMALLEST = 50.0
 RULE = (
     f"The figure is the number of layers through which mean² + variance stays between {LIMITS[0]:g} and {LIMITS[1]:g}. "
     "Primary are BReLU against ReLU and BELU against ELU from He's weights, with weights of mean zero and of mean "
-    f"1/width. Smallest effect of interest: {SMALLEST:g} layers."
+    f"1/width. Smallest effect of interest: {SMALLEST:g} layers. Counts end at the depth of the network: where both "
+    f"sides "
+    "reach it, no more than that is known."
 )
 
 
@@ -98,7 +99,7 @@ def verdict(runs: list[Run]) -> Verdict:
 
 
 def figure(runs: list[Run]) -> Figure:
-    """Size of the mean activation (top) and variance (bottom) of every layer of an untrained network of 1,000 layers,
+    """Size of the mean activation (top) and variance (bottom) of every layer of an untrained network,
     by initialization. Dashed: base activations; solid: their bipolar versions. Lines are means over seeds, bands reach
     from the smallest to the largest run; a line ends where a run overflowed."""
     found = groups(runs)

@@ -12,13 +12,17 @@ the runs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from bipolar.runs import Run
 from experiments.analysis import training
 from experiments.analysis.inference import CONTRADICTED, NOT_TESTED, SUPPORTED, Effect, Verdict, judged
-from experiments.analysis.plots import COLOURS, base_of, label, panels
+from experiments.analysis.plots import COLOURS, POOLS, base_of, label, panels
 from experiments.analysis.summaries import by_seed, loss_curve, option, significant, where
 
 RULE = (
@@ -34,19 +38,12 @@ def network(run: Run) -> str:
     if option(run, "network.name") == "resnet":
         return f"shortcut {option(run, 'network.shortcut')}, {pattern}"
     norm = {"none": "", "batch": "BatchNorm", "group": "GroupNorm", "layer": "LayerNorm"}[option(run, "network.norm")]
-    pool = {
-        "max": "max pooling",
-        "average": "average pooling",
-        "stride": "strides",
-        "bipolar_max": "bipolar max pooling",
-    }
-    return f"{norm or pool[option(run, 'network.pool')]}"
+    return norm or POOLS[option(run, "network.pool")]
 
 
 def is_symmetric(run: Run) -> bool:
     """Whether the network of this run has the symmetry, from its configuration alone."""
     import torch
-    from omegaconf import OmegaConf
 
     from bipolar import build
     from bipolar.symmetry import explain
@@ -58,47 +55,47 @@ def is_symmetric(run: Run) -> bool:
 
 
 def pairs(runs: list[Run]) -> dict[tuple[str, str], Twins]:
-    """Twins by network and activation."""
+    """Twins, which have one configuration but for `twin`, by network and activation."""
+    key = lambda run: str(OmegaConf.merge(run.config, {"twin": None}))
+    partners = {key(run): run for run in where(runs, twin=True)}
     found: dict[tuple[str, str], Twins] = {}
     for run in by_seed(where(runs, twin=False)):
-        same = [
-            other
-            for other in where(runs, twin=True, seed=run.seed)
-            if (network(other), other.activation) == (network(run), run.activation)
-        ]
-        if same:
-            found.setdefault((network(run), run.activation), []).append((run, same[0]))
+        if key(run) in partners:
+            found.setdefault((network(run), run.activation), []).append((run, partners[key(run)]))
     order = list(dict.fromkeys((network(run), run.activation) for run in where(runs, twin=False)))
     return {key: found[key] for key in order if key in found}
 
 
-def gap(twins: tuple[Run, Run]) -> np.ndarray:
-    """The size of the difference between the recorded training losses, line by line."""
-    losses = [loss_curve(run, "train", "loss")[1] for run in twins]
-    length = min(map(len, losses))
-    return np.abs(losses[0][:length] - losses[1][:length])
+def gap(twins: tuple[Run, Run]) -> NDArray[Any]:
+    """The size of the difference between the training losses, line by line; infinite where one has a figure alone."""
+    a, b = (loss_curve(run, "train", "loss")[1] for run in twins)
+    if len(a) != len(b) or not len(a):
+        return np.full(max(len(a), len(b), 1), np.inf)
+    both_lost = np.isnan(a) & np.isnan(b)
+    return np.where(both_lost, 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
 
 
-def effects(runs: list[Run]) -> tuple[Effect, ...]:
-    found = []
+def effects(runs: list[Run]) -> tuple[tuple[Effect, ...], tuple[Effect, ...]]:
+    """Those in symmetric networks, and those in others."""
+    kept, broken = [], []
     for (title, activation), twins in pairs(runs).items():
         bipolar, base = training.names(activation)
         name = f"{bipolar} against its {base} twin, {title}"
-        found.append(training.area_effect(name, *map(list, zip(*twins, strict=True)), paired=True))
-    return judged(found)
+        made = training.area_effect(name, *map(list, zip(*twins, strict=True)), paired=True)
+        (kept if is_symmetric(twins[0][0]) else broken).append(made)
+    return judged(kept), judged(broken)
 
 
 def verdict(runs: list[Run]) -> Verdict:
     kept, broken, wrong = [], [], []
     for (title, activation), twins in pairs(runs).items():
-        largest = [float(gap(pair).max(initial=0)) for pair in twins]
+        largest = [float(gap(pair).max()) for pair in twins]
         symmetric = is_symmetric(twins[0][0])
         (kept if symmetric else broken).append((title, largest))
         if not all((value == 0) == symmetric for value in largest):
             wrong.append(f"{label(activation)}, {title}")
-    found = effects(runs)
     if not (kept and broken):
-        return Verdict(_CLAIM, NOT_TESTED, "Symmetric and other networks are both needed.", RULE, (), found)
+        return Verdict(_CLAIM, NOT_TESTED, "Symmetric and other networks are both needed.", RULE, *effects(runs))
     listed = lambda groups: ", ".join(dict.fromkeys(title for title, _ in groups))
     count = lambda groups: sum(len(largest) for _, largest in groups)
     reason = (
@@ -108,7 +105,7 @@ def verdict(runs: list[Run]) -> Verdict:
     )
     if wrong:
         reason += f" Not as predicted: {'; '.join(wrong)}."
-    return Verdict(_CLAIM, CONTRADICTED if wrong else SUPPORTED, reason, RULE, found, ())
+    return Verdict(_CLAIM, CONTRADICTED if wrong else SUPPORTED, reason, RULE, *effects(runs))
 
 
 _CLAIM = "In a symmetric network a bipolar activation changes nothing that training can see (ours)."
@@ -130,8 +127,9 @@ def figure(runs: list[Run]) -> Figure:
             if other != title:
                 continue
             steps = loss_curve(twins[0][0], "train", "loss")[0]
-            mean = np.mean([gap(pair) for pair in twins], axis=0)
-            largest = max(largest, float(mean.max(initial=0)))
+            gaps = [gap(pair) for pair in twins]
+            mean = np.mean([each[: min(map(len, gaps))] for each in gaps], axis=0)
+            largest = max(largest, float(mean.max()))
             place.plot(
                 steps[: len(mean)], mean, color=COLOURS[base_of(activation)[0]], marker=".", label=label(activation)
             )
@@ -149,7 +147,7 @@ def forest(runs: list[Run]) -> Figure:
     """Effect of the bipolar activation on the mean training loss, twins paired by seed, with 95 % intervals: what each
     breaking part makes of it, with the spread of initial weights removed. The grey band is the smallest effect of
     interest."""
-    return training.effects_figure(effects(runs))
+    return training.effects_figure([each for group in effects(runs) for each in group])
 
 
 more_figures = {"effects": forest}
@@ -159,12 +157,12 @@ def table(runs: list[Run]) -> list[dict[str, str]]:
     """By network and activation: whether the symmetry is kept, by computation from the network alone; the largest
     difference between the recorded training losses of twins over all seeds; and the effect on the mean training
     loss."""
-    found = {each.name: each for each in effects(runs)}
+    found = {each.name: each for group in effects(runs) for each in group}
     rows = []
     for (title, activation), twins in pairs(runs).items():
         bipolar, base = training.names(activation)
         each = found[f"{bipolar} against its {base} twin, {title}"]
-        largest = max(float(gap(pair).max(initial=0)) for pair in twins)
+        largest = max(float(gap(pair).max()) for pair in twins)
         rows.append(
             {
                 "network": title,

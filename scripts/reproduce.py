@@ -3,7 +3,7 @@
 
     python scripts/reproduce.py --profile quick
 
-    python scripts/reproduce.py --profile quick --results /tmp/try trainer.max_steps=20     # to try something out
+    python scripts/reproduce.py --profile quick --results try trainer.max_steps=20     # to try something out
 
 Each experiment is the sweep `train.py -m experiment=<profile>/<claim>`, or `<claim>-<part>` for a further part of a
 claim; runs that are finished are not repeated, and where nothing is missing nothing is done. The runs of a claim are

@@ -16,7 +16,7 @@ from bipolar.sweep import CONFIGS
 from experiments import ORDER, claim_of
 from experiments.analysis import training
 from experiments.analysis.inference import CONTRADICTED, NO_DIFFERENCE, NOT_TESTED, SUPPORTED
-from experiments.analysis.summaries import area, at_chosen_rate, chosen_rate, steps_to, where
+from experiments.analysis.summaries import area, at_chosen_rate, chosen_rate, error, steps_to, where
 
 STEPS = (10, 20, 50)
 
@@ -64,8 +64,21 @@ WORSE = {"relu": 0.5, "brelu": 1.0, "elu": 0.5, "belu": 1.0}
 def test_area_is_the_mean_loss_over_updates():
     run = trained("relu", 0, 1.0)
     assert area(run) == pytest.approx((10 * 2.5 + 10 * 1.0 + 30 * 1.0) / 50)
-    assert np.isnan(area(replace(run, summary={**run.summary, "status": "diverged"})))
     assert np.isnan(area(replace(run, metrics=[])))
+
+
+def diverged(run: Run) -> Run:
+    return replace(run, summary={**run.summary, "status": "diverged"})
+
+
+def test_a_run_that_diverged_counts_as_guessing():
+    run = diverged(trained("relu", 0, 1.0))
+    assert area(run) == pytest.approx(np.log(10))
+    assert error(run) == pytest.approx(90)
+    hundred = diverged(trained("relu", 0, 1.0, "+dataset.classes=100"))
+    assert area(hundred) == pytest.approx(np.log(100))
+    assert error(hundred) == pytest.approx(99)
+    assert error(trained("relu", 0, 1.0, error=0.25)) == 25
 
 
 def test_steps_are_counted_to_the_first_record_below():
@@ -83,10 +96,18 @@ def test_rate_is_chosen_on_validation_alone_and_not_where_a_run_diverged():
         for seed in (1, 0)
     ]
     lost = where(runs, optimizer__lr=1.0, seed=1)[0]
-    runs[runs.index(lost)] = replace(lost, summary={**lost.summary, "status": "diverged"})
+    runs[runs.index(lost)] = diverged(lost)
     assert chosen_rate(runs) == 0.1
     assert [run.seed for run in at_chosen_rate(runs)] == [0, 1]
     assert {run.config.optimizer.lr for run in at_chosen_rate(runs)} == {0.1}
+
+
+def test_where_runs_diverge_at_every_rate_the_fewest_decide():
+    runs = [
+        trained("relu", seed, 1.0, f"optimizer.lr={rate}", valid_loss=rate) for rate in (0.1, 1) for seed in range(3)
+    ]
+    runs = [diverged(run) if run.seed <= (run.config.optimizer.lr == 0.1) else run for run in runs]
+    assert chosen_rate(runs) == 1
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -113,6 +134,57 @@ def test_verdict_follows_the_runs(claim, losses, verdict):
     assert all(each.n == (5, 5) for each in found.primary)
 
 
+def test_runs_that_diverged_speak_against_the_activation_that_lost_them():
+    """They are not left out: the others of their group may be the best of all."""
+    runs = grid({**SAME, "brelu": 0.5, "belu": 0.5}, "network.pool=max", errors=0.2)
+    lost = [diverged(run) if run.activation in ("brelu", "belu") and run.seed < 4 else run for run in runs]
+    (area_of_brelu, *_) = importlib.import_module("experiments.cnn").verdict(lost).primary
+    assert area_of_brelu.n == (5, 5)
+    assert area_of_brelu.estimate > 0
+    everywhere = [diverged(run) if run.activation in ("relu", "elu") else run for run in runs]
+    assert importlib.import_module("experiments.cnn").verdict(everywhere).verdict == SUPPORTED
+
+
+def test_every_part_of_a_claim_is_looked_at():
+    cnn = importlib.import_module("experiments.cnn")
+    runs = grid(BETTER, "network.pool=max")
+    parts = {
+        "pools": grid(SAME, "network.pool=average", experiment="cpu/cnn-pools"),
+        "bipolar_max": grid({"brelu": 1.0, "belu": 1.0}, "network.pool=bipolar_max", experiment="cpu/cnn-bipolar_max"),
+        "he": grid(SAME, "network.pool=max", "init=he", experiment="cpu/cnn-he"),
+        "twins": [replace(run, folder=Path(f"{run.folder}-twins")) for run in twins("max", 0.1, "cpu/cnn-twins")],
+        "pilot": grid(SAME, "network.pool=max", experiment="cpu/cnn-pilot"),
+    }
+    assert {path.stem.partition("-")[2] for path in (CONFIGS / "experiment" / "cpu").glob("cnn*.yaml")} == {"", *parts}
+    alone = cnn.verdict(runs)
+    for name, members in parts.items():
+        changed = cnn.verdict(runs + members)
+        assert changed.verdict == alone.verdict
+        assert (changed.secondary, changed.reason) != (alone.secondary, alone.reason), name
+
+
+def test_cifar100_has_no_say_in_a_claim_about_cifar10():
+    resnet = importlib.import_module("experiments.resnet")
+    names = ["relu", "brelu"]
+    ten = grid({name: BETTER[name] for name in names}, "network=resnet", errors=0.2, experiment="paper/resnet")
+    hundred = grid(
+        {name: WORSE[name] for name in names}, "network=resnet", errors=0.2, experiment="paper/resnet-cifar100"
+    )
+    for run in hundred:
+        run.config.dataset.name = "cifar100"
+    found = resnet.verdict(ten + hundred)
+    assert found.verdict == SUPPORTED
+    assert len(found.primary) == 1
+    assert any("cifar100" in each.name and each.estimate > 0 for each in found.secondary)
+
+
+def test_without_a_need_for_normalization_none_is_alleviated():
+    normalization = importlib.import_module("experiments.normalization")
+    runs = grid(BETTER, "network.pool=max", errors=0.2)
+    runs += grid({"relu": 1.5, "elu": 1.5}, "network.norm=batch", "network.pool=max")
+    assert normalization.verdict(runs).verdict == NOT_TESTED
+
+
 def test_every_activation_is_taken_at_its_own_best_rate():
     slow, fast = "optimizer.lr=0.01", "optimizer.lr=0.1"
     runs = grid({"relu": 1.0}, fast, valid_loss=0.5) + grid({"relu": 0.1}, slow, valid_loss=0.9)
@@ -130,10 +202,10 @@ def test_batch_axis_report_is_supported_by_a_higher_loss():
     assert module.verdict(grid(losses, experiment="quick/batch_axis")).verdict == CONTRADICTED
 
 
-def twins(pool: str, difference: float, seeds: int = 3) -> list[Run]:
+def twins(pool: str, difference: float, experiment: str = "quick/symmetry", seeds: int = 3) -> list[Run]:
     return [
         trained("brelu", seed, 1.0 + twin * difference, f"network.pool={pool}", f"twin={str(bool(twin)).lower()}",
-                experiment="quick/symmetry")
+                experiment=experiment)
         for seed in range(seeds)
         for twin in (0, 1)
     ]  # fmt: skip
@@ -153,6 +225,16 @@ def test_symmetry_is_a_matter_of_the_last_bit(symmetric, broken, verdict):
     assert rows["max pooling"]["symmetric"] == "no"
     assert (rows["strides"]["largest difference of losses (nats)"] == "0") == (symmetric == 0)
     assert module.verdict(twins("stride", 0.0)).verdict == NOT_TESTED
+
+
+def test_twins_that_diverge_alike_are_equal_and_one_that_does_alone_is_not():
+    module = importlib.import_module("experiments.symmetry")
+    lose = lambda run: replace(run, metrics=[{**run.metrics[0], "loss": None}])
+    both = [lose(run) for run in twins("stride", 0.0)]
+    assert module.verdict(both + twins("max", 0.1)).verdict == SUPPORTED
+    one = [lose(run) if run.config.twin and run.seed == 1 else run for run in twins("stride", 0.0)]
+    assert module.verdict(one + twins("max", 0.1)).verdict == CONTRADICTED
+    module.figure(one + twins("max", 0.1))
 
 
 def through_layers(activation: str, seed: int, growth: float, *overrides: str) -> Run:

@@ -429,8 +429,8 @@ class Terminal:
         self._reader.start()
         return self
 
-    # Written last. Waiting for the other end to be closed would not do: a helper process that Python starts meanwhile
-    # (the resource tracker) inherits stderr and keeps it open.
+    # Written last. Waiting for the other end to be closed would not do: a process that Python starts meanwhile
+    # (its resource tracker) inherits stderr and keeps it open.
     END = b"<end of the test's terminal>"
 
     def _read(self) -> None:

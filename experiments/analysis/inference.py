@@ -1,18 +1,23 @@
 """From figures of runs to effects with intervals and a verdict: one rule for all claims, fixed before the runs.
 
 An *effect* is the mean difference of one figure between two groups of runs (of its logarithm, where a ratio is meant).
-Its 95 % interval is Welch's for independent seeds and Student's for paired twins, by scipy. The effects by which a
-claim is decided are its *primary* ones; each names, before the runs, the smallest effect of interest and the direction
-that speaks for the claim. For each, in this order:
+Its 95 % interval is Welch's for independent seeds and Student's for paired twins, by scipy. (Both sides use the same
+list of seeds, and with it the same order of batches; Welch's test makes no use of that, which can only cost it power.)
+Where learning rates are compared, every group of runs is taken at its own chosen rate: fewest diverged runs, then the
+smallest mean validation loss. A run that diverged at the chosen rate counts with the loss and error of guessing.
+
+The effects by which a claim is decided are its *primary* ones; each names, before the runs, the smallest effect of
+interest and the direction that speaks for the claim. For each, in this order:
 
 1. `no difference detected (smaller than X)`, X being the smallest effect of interest, if an equivalence test (two
    one-sided t tests, TOST) finds the effect to be within it: p < 0.05 after Holm's correction over the primary effects;
 2. `supported` or `contradicted`, by its direction, if the t test finds it: p < 0.05 after the same correction;
 3. `no difference detected (smaller than X)` else, X being the smallest margin for which the equivalence test would have
-   p < 0.05. Where that is above the smallest effect of interest, the question is open, and the verdict says so.
+   p < 0.05 (uncorrected). The question is then open, and the verdict says so.
 
 A claim is `supported` if all of its primary effects are, `contradicted` if one is contradicted and none supported, and
-otherwise the most cautious statement holds: `no difference detected`, with the largest X.
+otherwise it is `no difference detected`, with the largest X and the number of effects that say otherwise. It is `not
+tested here` if one of its primary effects has fewer than two figures on a side.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ class Effect:
     name: str
     """What is compared, e.g. `BReLU against ReLU, max pooling`."""
     figure: str
-    """Of what, e.g. `area under the training loss`."""
+    """Of what, e.g. `mean training loss`."""
     unit: str
     """`%` for a ratio (estimates are differences of logarithms); else the unit of the estimates."""
     estimate: float
@@ -60,7 +65,7 @@ class Effect:
     """`LOWER` or `HIGHER`: the direction that speaks for the claim."""
     n: tuple[int, int]
     design: str
-    """`independent seeds` or `paired twins`."""
+    """`independent seeds`, `paired twins`, or what else the groups are."""
     adjusted_p: float = math.nan
     adjusted_equivalence_p: float = math.nan
     verdict: str = NOT_TESTED
@@ -75,7 +80,7 @@ class Effect:
     @property
     def is_exactly_zero(self) -> bool:
         """Whether nothing differs in any pair: equal losses, to the last bit."""
-        return self.estimate == self.low == self.high == 0
+        return self.estimate == self.low == self.high == 0 and self.design == "paired twins"
 
     def interval(self) -> str:
         """The estimate with its 95 % interval, as text."""
@@ -119,6 +124,7 @@ def effect(
     unit: str = "",
     ratio: bool = False,
     paired: bool = False,
+    design: str | None = None,
 ) -> Effect:
     """The effect of `changed` (bipolar, say) against `base`.
 
@@ -130,6 +136,7 @@ def effect(
         unit: of a difference.
         ratio: compare logarithms of positive figures and report a ratio in %.
         paired: the runs are twins; else they are independent.
+        design: how the groups belong together, where it is neither.
     """
     from scipy import stats
     from statsmodels.stats import weightstats
@@ -146,12 +153,11 @@ def effect(
     made = Effect(
         name=name, figure=figure, unit=unit, estimate=math.nan, low=math.nan, high=math.nan, p=math.nan,
         smallest=smallest, equivalence_p=math.nan, bound=math.nan, favourable=favourable, n=(len(a), len(b)),
-        design="paired twins" if paired else "independent seeds",
+        design=design or ("paired twins" if paired else "independent seeds"),
     )  # fmt: skip
     if min(len(a), len(b)) < 2:
         return made
-    spread = np.ptp(a - b) if paired else max(np.ptp(a), np.ptp(b))
-    if spread == 0:  # nothing varies: the difference is exact
+    if (np.ptp(a - b) if paired else max(np.ptp(a), np.ptp(b))) == 0:  # nothing varies: the difference is exact
         exact = float(a[0] - b[0])
         return replace(
             made, estimate=exact, low=exact, high=exact, p=float(exact == 0), bound=abs(exact),
@@ -211,12 +217,16 @@ def overall(effects: Sequence[Effect]) -> str:
         return SUPPORTED
     if CONTRADICTED in verdicts and SUPPORTED not in verdicts:
         return CONTRADICTED
-    margin = lambda each: each.smallest if not is_open(each) else each.bound
+    counted = [f"{word} in {verdicts.count(word)}" for word in (SUPPORTED, CONTRADICTED) if word in verdicts]
     without = [each for each in effects if each.verdict.startswith(NO_DIFFERENCE)]
-    if not without:  # supported here, contradicted there
-        return NO_DIFFERENCE + " (smaller than the spread between the effects, which go both ways)"
+    if not without:
+        return f"{NO_DIFFERENCE} (in one direction: {' and '.join(counted)} of {len(effects)} comparisons)"
+    margin = lambda each: each.bound if is_open(each) else each.smallest
     widest = max(without, key=margin)
-    return f"{NO_DIFFERENCE} (smaller than {widest.shown(margin(widest), signed=False)})"
+    text = f"{NO_DIFFERENCE} (smaller than {widest.shown(margin(widest), signed=False)})"
+    if counted:
+        text += f" in {len(without)} of {len(effects)} comparisons, {', '.join(counted)}"
+    return text + ("; open" if any(is_open(each) for each in without) else "")
 
 
 def runs_needed(sample: Sequence[float], smallest: float, power: float = 0.8) -> int:

@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 
 from bipolar.runs import Run
 from experiments.analysis.inference import Effect
-from experiments.analysis.summaries import by_activation, layer_curve, mean_interval, values_of, where
+from experiments.analysis.summaries import by_activation, has_diverged, layer_curve, mean_interval, values_of, where
 
 # colours that people with the common colour deficiencies tell apart (Okabe and Ito)
 COLOURS = {"relu": "#D55E00", "elu": "#0072B2", "leaky_relu": "#E69F00", "selu": "#009E73", "gelu": "#CC79A7",
            "silu": "#56B4E9", "tanh": "#000000", "identity": "#999999"}  # fmt: skip
 LABELS = {"relu": "ReLU", "elu": "ELU", "leaky_relu": "leaky ReLU", "selu": "SELU", "gelu": "GELU", "silu": "SiLU",
           "tanh": "tanh", "identity": "identity"}  # fmt: skip
+
+POOLS = {"max": "max pooling", "average": "average pooling", "stride": "strides", "bipolar_max": "bipolar max pooling"}
+"""Ways of halving the resolution, in words."""
 
 STYLE = {
     "figure.constrained_layout.use": True,
@@ -103,19 +106,18 @@ def draw(
 def rate_panel(axes: Axes, runs: list[Run], figure: Callable[[Run], float], title: str, y_label: str) -> None:
     """A figure of each run against its learning rate: mean over seeds with its 95 % interval.
 
-    The mean is over the runs that have the figure; a cross marks a rate at which one does not, having diverged.
+    A cross marks a rate at which a run diverged.
     """
     for name, members in by_activation(runs).items():
         base, is_bipolar = base_of(name)
         rates = sorted(values_of(members, "optimizer.lr"))
-        found = [[figure(run) for run in where(members, optimizer__lr=rate)] for rate in rates]
-        finite = [[value for value in values if np.isfinite(value)] for values in found]
-        means, halves = np.array([mean_interval(values) for values in finite]).T
+        at = {rate: where(members, optimizer__lr=rate) for rate in rates}
+        means, halves = np.array([mean_interval(figure(run) for run in at[rate]) for rate in rates]).T
         axes.errorbar(
             rates, means, np.nan_to_num(halves), color=COLOURS.get(base, "#444444"), label=label(name), capsize=2,
             linestyle="-" if is_bipolar else "--", linewidth=1.4, marker="o", markersize=3,
         )  # fmt: skip
-        lost = [rate for rate, values, kept in zip(rates, found, finite, strict=True) if len(kept) < len(values)]
+        lost = [rate for rate in rates if any(has_diverged(run) for run in at[rate])]
         top = axes.get_xaxis_transform()
         axes.plot(lost, np.full(len(lost), 0.97), "x", color=COLOURS.get(base, "#444444"), transform=top)
     axes.set_xscale("log")
@@ -143,9 +145,9 @@ def forest(axes: Axes, effects: Sequence[Effect], title: str) -> None:
 
 
 def forest_figure(groups: dict[str, Sequence[Effect]]) -> Figure:
-    """Effects with 95 % intervals, bipolar against base: circles are estimates, lines intervals, the grey band is the
-    smallest effect of interest; green speaks for the claim, orange against it, by the rule."""
-    kept = {title: effects for title, effects in groups.items() if effects}
+    """A panel of effects per group: circles are estimates, lines intervals, the grey band is the smallest effect of
+    interest; green speaks for the claim, orange against it, by the rule."""
+    kept = {title: effects for title, effects in groups.items() if effects} or {"no effects": []}
     rows = max(len(effects) for effects in kept.values())
     figure, axes = plt.subplots(1, len(kept), figsize=(5.4 * len(kept), 0.9 + 0.24 * rows), squeeze=False)
     for place, (title, effects) in zip(axes[0], kept.items(), strict=True):
@@ -166,7 +168,7 @@ def heat_maps(groups: dict[str, list[Run]], key: str, title: str, *, log: bool =
         tables[name] = np.nanmean(np.array(stacked, dtype=float), axis=0).T  # [layers, steps]
     everything = np.concatenate([table.ravel() for table in tables.values()])
     everything = everything[np.isfinite(everything) & ((everything > 0) | (not log))]
-    low, high = (everything.min(), everything.max()) if everything.size else (0.0, 1.0)
+    low, high = (everything.min(), everything.max()) if everything.size else (0.5, 1.0)
     largest = max(abs(low), abs(high))
     norm = LogNorm(low, high) if log else Normalize(-largest, largest)
     for place, (name, table) in zip(axes[0], tables.items(), strict=True):

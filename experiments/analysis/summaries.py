@@ -52,17 +52,21 @@ def by_seed(runs: Iterable[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: run.seed)
 
 
-def mean_valid_loss(runs: Iterable[Run]) -> float:
-    """Mean over runs of the final validation loss; infinite if one of them diverged."""
-    losses = [final(run, "valid_loss") for run in runs]
-    return float(np.mean(losses)) if losses and all(math.isfinite(loss) for loss in losses) else math.inf
+def has_diverged(run: Run) -> bool:
+    return bool(run.summary["status"] == "diverged")
 
 
 def chosen_rate(runs: Iterable[Run]) -> float:
-    """The learning rate with the smallest mean validation loss over seeds: the rule for every activation alike."""
+    """The learning rate at which the fewest runs diverged, and of these the one with the smallest mean final validation
+    loss of the others: one rule for every activation."""
     members = list(runs)
-    rates = sorted(values_of(members, "optimizer.lr"))
-    return min(rates, key=lambda rate: mean_valid_loss(where(members, optimizer__lr=rate)))
+
+    def cost(rate: float) -> tuple[int, float]:
+        losses = [final(run, "valid_loss") for run in where(members, optimizer__lr=rate)]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return len(losses) - len(finite), float(np.mean(finite)) if finite else math.inf
+
+    return min(sorted(values_of(members, "optimizer.lr")), key=cost)
 
 
 def at_chosen_rate(runs: Iterable[Run]) -> list[Run]:
@@ -71,13 +75,23 @@ def at_chosen_rate(runs: Iterable[Run]) -> list[Run]:
     return by_seed(where(members, optimizer__lr=chosen_rate(members))) if members else []
 
 
-def area(run: Run) -> float:
-    """Area under the training-loss curve per update (nats): the mean training loss over all updates; NaN if diverged.
+def classes(run: Run) -> int:
+    return int(option(run, "dataset.classes") or {"cifar100": 100}.get(option(run, "dataset.name"), 10))
 
-    A line of the records is the mean over the updates since the line before it.
+
+def error(run: Run) -> float:
+    """Error on the held-out (test) images, in percent; that of guessing for a run that diverged."""
+    return 100 * (1 - 1 / classes(run)) if has_diverged(run) else 100 * final(run, "test_error")
+
+
+def area(run: Run) -> float:
+    """Area under the training-loss curve per update (nats): the mean training loss over all updates.
+
+    A line of the records is the mean over the updates since the line before it. A run that diverged has the loss of
+    guessing; one without records NaN.
     """
-    if run.summary["status"] == "diverged":
-        return math.nan
+    if has_diverged(run):
+        return math.log(classes(run))
     steps, losses = loss_curve(run, "train", "loss")
     weights = np.diff(steps, prepend=0)
     return float((losses * weights).sum() / weights.sum()) if len(steps) else math.nan
@@ -110,7 +124,7 @@ def number(value: float | None) -> float:
 
 def final(run: Run, key: str) -> float:
     """A final figure of the run's summary, e.g. `test_error`; NaN for a run that diverged."""
-    return math.nan if run.summary["status"] == "diverged" else number(run.summary["final"].get(key))
+    return math.nan if has_diverged(run) else number(run.summary["final"].get(key))
 
 
 def layer_curve(run: Run, key: str, step: int | None = None) -> NDArray[Any]:

@@ -21,11 +21,14 @@ from experiments.analysis.summaries import (
     by_seed,
     cell,
     chosen_rate,
+    error,
     final,
+    has_diverged,
     layer_curve,
     loss_curve,
     percent,
     significant,
+    values_of,
     where,
 )
 
@@ -37,11 +40,6 @@ SMALLEST_POINTS = 1.0
 """Of the held-out error: one percentage point."""
 PAIRS = (("brelu", "relu"), ("belu", "elu"))
 """Bipolar activations and their bases."""
-
-
-def error(run: Run) -> float:
-    """Error on the held-out (test) images, in percent."""
-    return 100 * final(run, "test_error")
 
 
 def area_effect(name: str, changed: Sequence[Run], base: Sequence[Run], **options: Any) -> Effect:
@@ -77,8 +75,9 @@ def twins(runs: Sequence[Run], suffix: str, makers: Sequence[Callable[..., Effec
     found = []
     for bipolar, base in PAIRS:
         members = where(runs, activation__name=bipolar)
-        pair = [by_seed(where(members, twin=twin)) for twin in (False, True)]
-        if all(pair) and [run.seed for run in pair[0]] == [run.seed for run in pair[1]]:
+        seeds = {run.seed for run in where(members, twin=False)} & {run.seed for run in where(members, twin=True)}
+        pair = [by_seed(run for run in where(members, twin=twin) if run.seed in seeds) for twin in (False, True)]
+        if seeds:
             name = f"{label(bipolar)} against its {label(base)} twin{suffix}"
             found += [make(name, *pair, paired=True) for make in makers]
     return found
@@ -98,8 +97,10 @@ def pilot_sentence(pilot: Sequence[Run], planned: int) -> str:
     if not needs:
         return ""
     return (
-        f"A pilot with other seeds ({len(pilot)} runs) put the seeds that a difference of {SMALLEST_RATIO:.0%} in the "
-        f"{AREA} needs (80 % power) at {min(needs)} to {max(needs)}, by activation; {planned} were run."
+        f"A pilot with {len({run.seed for run in pilot})} other seeds ({len(pilot)} runs) put the seeds that one "
+        f"comparison needs to find a difference of {SMALLEST_RATIO:.0%} in the {AREA} (80 % power, without a "
+        f"correction "
+        f"for several) roughly at {min(needs)} to {max(needs)}, by activation; {planned} were run."
     )
 
 
@@ -127,8 +128,9 @@ def curves_figure(groups: dict[str, list[Run]]) -> Figure:
     for row, (title, runs) in zip(axes, groups.items(), strict=True):
         draw(row[0], runs, loss, f"Training loss, {title}", "step (updates)", "cross-entropy (nats)")
         draw(row[1], runs, valid_error, f"Validation error, {title}", "step (updates)", "error (%)")
-        draw(row[2], runs, layers("mean"), f"Mean at the end, {title}", "layer", "mean activation")
-        draw(row[3], runs, layers("variance"), f"Variance at the end, {title}", "layer", "variance", log=True)
+        ended = [run for run in runs if not has_diverged(run)]
+        draw(row[2], ended, layers("mean"), f"Mean at the end, {title}", "layer", "mean activation")
+        draw(row[3], ended, layers("variance"), f"Variance at the end, {title}", "layer", "variance", log=True)
     legend(figure, axes[0, 0])
     return figure
 
@@ -154,17 +156,20 @@ def rows(groups: dict[str, list[Run]]) -> list[dict[str, str]]:
     for title, runs in groups.items():
         for name in dict.fromkeys(run.activation for run in runs):
             members = where(runs, activation__name=name)
-            best = at_chosen_rate(members)
+            best, rate = at_chosen_rate(members), chosen_rate(members)
+            grid = values_of(members, "optimizer.lr")
+            at_end = len(grid) > 1 and rate in (min(grid), max(grid))
             made.append(
                 {
                     "network": title,
                     "activation": label(name),
                     "runs": f"{len(best)} of {len(members)}",
-                    "learning rate": f"{chosen_rate(members):g}",
-                    "diverged, all rates": str(sum(run.summary["status"] == "diverged" for run in members)),
+                    "learning rate": f"{rate:g}" + (" (end of grid)" if at_end else ""),
+                    "diverged there": str(sum(map(has_diverged, best))),
+                    "diverged, all rates": str(sum(map(has_diverged, members))),
                     f"{AREA} (nats)": cell((area(run) for run in best), significant),
                     "final training loss": cell((final(run, "train_loss") for run in best), significant),
-                    ERROR: cell((final(run, "test_error") for run in best), percent),
+                    ERROR: cell((error(run) / 100 for run in best), percent),
                     "|layer mean|, end": cell((abs_layer_mean(run) for run in best), significant),
                 }
             )
@@ -174,7 +179,7 @@ def rows(groups: dict[str, list[Run]]) -> list[dict[str, str]]:
 def abs_layer_mean(run: Run) -> float:
     """The mean over layers of |mean activation| after training."""
     means = layer_curve(run, "mean", None)
-    return float(abs(means).mean()) if means.size and run.summary["status"] != "diverged" else float("nan")
+    return float(abs(means).mean()) if means.size and not has_diverged(run) else float("nan")
 
 
 def names(bipolar: str) -> tuple[str, str]:

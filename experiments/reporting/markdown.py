@@ -217,8 +217,9 @@ def what_was_run(runs: Sequence[Run]) -> str:
 def _part(name: str, runs: list[Run]) -> str:
     configs = [run.config for run in runs]
     diverged = sum(run.summary["status"] == "diverged" for run in runs)
-    count = f"{len(runs)} runs" + (f", {diverged} of them diverged" if diverged else "")
     steps = _distinct(run.summary["total_steps"] for run in runs)
+    end = "overflowed" if steps == [0] else "diverged"
+    count = f"{len(runs)} runs" + (f", {diverged} of them {end}" if diverged else "")
     batch = _listed(_distinct(config.trainer.batch_size for config in configs))
     training = (
         f"none: the networks as initialized, one batch of {batch} samples"

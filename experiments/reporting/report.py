@@ -128,14 +128,15 @@ def texts(results: Path, claims: Sequence[Claim], record: Record) -> dict[Path, 
 
 
 def _provenance(profile: str, command: str, claims: Sequence[Claim]) -> Record:
-    runs = [run for claim in claims for run in claim.runs]
+    # one that several grids share was made once
+    runs = list({run.folder.name: run for claim in claims for run in claim.runs}.values())
     return {
         "profile": profile,
         "command": command,
         **provenance.environment(runs),
         "runs": len(runs),
         "wall_seconds": round(sum(run.summary.get("wall_seconds") or 0 for run in runs), 1),
-        "digest": provenance.of_runs(runs),
+        "digest": provenance.of_runs(run for claim in claims for run in claim.runs),
     }
 
 
