@@ -8,8 +8,7 @@ The runs come from `configs/experiment/<profile>/<claim>.yaml`, and from further
     more_figures         optional: further figures, name -> function like `figure`
     table(runs)          rows, each a dictionary with the same keys: one row per line of the table; the first paragraph
                          of its docstring explains the table
-    verdict(runs)        a Verdict (`analysis/inference.py`), by a rule fixed before the runs; its first primary effect
-                         is the one that summaries show
+    verdict(runs)        a Verdict (`analysis/inference.py`), by a rule fixed before the runs
 
 and nothing that trains. Runs are `bipolar.runs.Run`, read from a claim's archive. A claim's
 file is all that is written for it; what claims share is in `analysis/`, and what makes archives and reports of them in

@@ -148,7 +148,7 @@ def verdicts(*names: str) -> list[Effect]:
     ("names", "verdict"),
     [
         ("ss", SUPPORTED),
-        ("cn", CONTRADICTED),
+        ("cn", f"{CONTRADICTED} in 1 of 2 comparisons"),
         ("cc", CONTRADICTED),
         ("nn", f"{NO_DIFFERENCE} (smaller than 0.2)"),
         ("ssn", f"{NO_DIFFERENCE} (smaller than 0.2) in 1 of 3 comparisons, supported in 2"),

@@ -15,9 +15,9 @@ interest and the direction that speaks for the claim. For each, in this order:
 3. `no difference detected (smaller than X)` else, X being the smallest margin for which the equivalence test would have
    p < 0.05 (uncorrected). The question is then open, and the verdict says so.
 
-A claim is `supported` if all of its primary effects are, `contradicted` if one is contradicted and none supported, and
-otherwise it is `no difference detected`, with the largest X and the number of effects that say otherwise. It is `not
-tested here` if one of its primary effects has fewer than two figures on a side.
+A claim is `supported` if all of its primary effects are, `contradicted` if one is contradicted and none supported (it
+says how many), and otherwise it is `no difference detected`, with the largest X and the number of effects that say
+otherwise. It is `not tested here` if one of its primary effects has fewer than two figures on a side.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SUPPORTED = "supported"
 CONTRADICTED = "contradicted"
 NO_DIFFERENCE = "no difference detected"
 NOT_TESTED = "not tested here"
+VERDICTS = (SUPPORTED, CONTRADICTED, NO_DIFFERENCE, NOT_TESTED)
 
 ALPHA = 0.05
 LOWER, HIGHER = -1, 1
@@ -216,7 +217,8 @@ def overall(effects: Sequence[Effect]) -> str:
     if all(verdict == SUPPORTED for verdict in verdicts):
         return SUPPORTED
     if CONTRADICTED in verdicts and SUPPORTED not in verdicts:
-        return CONTRADICTED
+        count = verdicts.count(CONTRADICTED)
+        return CONTRADICTED + (f" in {count} of {len(effects)} comparisons" if count < len(effects) else "")
     counted = [f"{word} in {verdicts.count(word)}" for word in (SUPPORTED, CONTRADICTED) if word in verdicts]
     without = [each for each in effects if each.verdict.startswith(NO_DIFFERENCE)]
     if not without:

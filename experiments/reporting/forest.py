@@ -16,11 +16,13 @@ from experiments.analysis.inference import CONTRADICTED, SUPPORTED, Effect, Verd
 
 CAPTION = (
     "Primary effects of each claim with 95 % intervals, in units of the smallest effect of interest. To the right: "
-    "what the claim says. Within the band an effect is too small to matter."
+    "what the claim says. Within the band an effect is too small to matter. Of a claim with many primary effects the "
+    "weakest and the strongest are shown."
 )
 COLOURS = {SUPPORTED: "#0072B2", CONTRADICTED: "#D55E00"}
 MARKERS = {SUPPORTED: "o", CONTRADICTED: "s"}
 OTHER = "#777777"
+MANY = 6
 LINEAR = 3
 """Up to so many units the axis is linear, then logarithmic: an effect may be a hundred times what matters."""
 
@@ -38,7 +40,15 @@ def claims_figure(claims: Sequence[tuple[str, Verdict]]) -> Figure | None:
     lines: list[tuple[str, Effect | None]] = []
     for title, members in shown:
         lines.append((title, None))
-        lines += [(textwrap.shorten(f"{each.name}, {each.figure}", 90, placeholder=" …"), each) for each in members]
+        which = [""] * len(members)
+        if len(members) > MANY:
+            ranked = sorted(members, key=lambda each: _units(each, each.estimate))
+            which = [f" (weakest of {len(members)})", f" (strongest of {len(members)})"]
+            members = [ranked[0], ranked[-1]]
+        texts = [f"{each.name}, {each.figure}{note}" for each, note in zip(members, which, strict=True)]
+        lines += [
+            (textwrap.shorten(text, 90, placeholder=" …"), each) for text, each in zip(texts, members, strict=True)
+        ]
     with plots.style():
         figure, axes = plt.subplots(figsize=(6.4, 1.0 + 0.4 * len(lines)))
         axes.axvspan(-1, 1, color="#EBEBEB", linewidth=0)

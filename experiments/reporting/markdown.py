@@ -80,7 +80,7 @@ def summary(claims: Sequence[Claim], report: str = "") -> str:
     """The table of claims; the links lead to their sections in `report` (a path; empty: the same page)."""
     rows = []
     for claim in claims:
-        key = claim.verdict.primary[0] if claim.verdict.primary else None
+        key = key_effect(claim.verdict)
         rows.append(
             {
                 "claim": f"[{claim.verdict.claim}]({report}#{slug(claim.title)})",
@@ -91,6 +91,12 @@ def summary(claims: Sequence[Claim], report: str = "") -> str:
             }
         )
     return table(rows)
+
+
+def key_effect(verdict: Verdict) -> Effect | None:
+    """The first primary effect that says what the claim's verdict says; else the first."""
+    word = next(word for word in inference.VERDICTS if verdict.verdict.startswith(word))
+    return next((each for each in verdict.primary if each.verdict.startswith(word)), next(iter(verdict.primary), None))
 
 
 def report(claims: Sequence[Claim], provenance: Record, forest: str | None) -> str:
@@ -106,7 +112,8 @@ def report(claims: Sequence[Claim], provenance: Record, forest: str | None) -> s
         f"records (`<claim>/{records.RECORDS}`); `python scripts/report.py --profile {profile}` does it again.",
         "## Claims and verdicts",
         summary(claims),
-        "The key effect is the first of a claim's primary effects; n: the runs on its two sides, or pairs of twins.",
+        "The key effect is the first of a claim's primary effects with that verdict; n: the runs on its two sides, or "
+        "pairs of twins.",
         *([image(forest, "claims.png")] if forest else []),
     ]
     rule = ["## How a verdict is reached", _rule()]
