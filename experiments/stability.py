@@ -92,6 +92,8 @@ def verdict(runs: list[Run]) -> Verdict:
     reason = (
         f"It holds for {'; '.join(supported)}. " if supported else ""
     ) + f"Median number of layers within the limits, of {len(second_moment(runs[0]))}: {'. '.join(fates)}."
+    if pilot := in_parts(runs, "pilot"):
+        reason += f" A pilot with {len({run.seed for run in pilot})} other seeds came first; its runs have no say here."
     return Verdict(
         "Bipolar ReLU and ELU are less prone to an exploding mean and variance through depth.",
         overall(primary), reason, RULE, tuple(primary), tuple(secondary),
