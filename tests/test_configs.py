@@ -141,9 +141,11 @@ def test_every_job_of_an_experiment_passes_the_check(experiment):
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("quick/")])
 def test_a_job_of_every_quick_experiment_runs(experiment, tmp_path):
-    cfg = sweep.expand([f"experiment={experiment}", "trainer.max_steps=2", f"output_root={tmp_path}"])[0]
+    cfg = sweep.expand([f"experiment={experiment}", f"output_root={tmp_path}"])[0]
+    steps = 0 if cfg.trainer.max_steps == 0 else 2  # some measure networks as initialised
+    cfg.trainer.max_steps = steps
     summary = run(cfg)
-    assert (summary["status"], summary["steps"]) == ("finished", 2)
+    assert (summary["status"], summary["steps"]) == ("finished", steps)
     saved = read_run(Path(tmp_path, experiment, summary["run_id"]))
-    assert {row["split"] for row in saved.metrics} == {"train", "valid", "test"}
+    assert {row["split"] for row in saved.metrics} == {"valid", "test"} | ({"train"} if steps else set())
     assert saved.activations
