@@ -139,7 +139,7 @@ def forest(axes: Axes, effects: Sequence[Effect], title: str) -> None:
         axes.set_xlabel(f"{shown[0].figure} ({shown[0].unit or '1'})")
     axes.axvline(0, color="#444444", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [each.name for each in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_title(title)
 
