@@ -5,7 +5,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test lint clean
+.PHONY: help setup reproduce extend report test lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ setup: .venv/installed  ## make .venv with the exact versions of requirements.lo
 
 reproduce: setup  ## run what is missing of PROFILE (quick) and write results/PROFILE
 	@$(BIN)/python scripts/reproduce.py --profile $(PROFILE) --workers $(WORKERS)
+
+extend: setup  ## as reproduce, but take over the runs archived in results/PROFILE: only what they lack is run
+	@$(BIN)/python scripts/reproduce.py --profile $(PROFILE) --workers $(WORKERS) --from-archive
 
 report: setup  ## make the report of PROFILE (quick) anew from the archived runs in results/PROFILE alone
 	@$(BIN)/python scripts/report.py --profile $(PROFILE)

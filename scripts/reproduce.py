@@ -5,6 +5,8 @@
 
     python scripts/reproduce.py --profile quick --results try trainer.max_steps=20     # to try something out
 
+    python scripts/reproduce.py --profile cpu --from-archive     # make only what the archives in results/cpu lack
+
 Each experiment is the sweep `train.py -m experiment=<profile>/<claim>`, or `<claim>-<part>` for a further part of a
 claim; runs that are finished are not repeated, and where nothing is missing nothing is done. The runs of a claim are
 archived in results/<profile>/<claim>/, and the report is made from the archives (as scripts/report.py does).
@@ -49,6 +51,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that train at the same time")
     parser.add_argument("--output-root", default="outputs", help="where the run folders are")
     parser.add_argument("--results", default="results", help="where the results go")
+    parser.add_argument("--from-archive", action="store_true", help="take over the runs that are archived in --results")
     parser.add_argument("overrides", nargs="*", help="options of every run, as for train.py; need a --results")
     args = parser.parse_args()
     if args.profile not in profiles:
@@ -65,6 +68,16 @@ def main() -> int:
     for part in parts:
         if not (ROOT / "experiments" / f"{claim_of(part)}.py").exists():
             parser.exit(2, f"error: {part}.yaml has no experiments/{claim_of(part)}.py that reads its runs\n")
+    results = Path(args.results) / args.profile
+    if args.from_archive:
+        from experiments.reporting import records
+
+        try:
+            archives = sorted(path.parent for path in results.glob(f"*/{records.RECORDS}"))
+            taken = sum(records.restore(archive, Path(args.output_root)) for archive in archives)
+        except ConfigError as error:
+            parser.exit(2, f"error: {error}\n")
+        print(f"{taken} runs taken over from the archives in {results}", flush=True)
     claims: dict[str, list[Path]] = {}
     for part in parts:
         overrides = [f"experiment={args.profile}/{part}", f"output_root={args.output_root}", *args.overrides]
@@ -89,7 +102,6 @@ def main() -> int:
         )
         return 1
 
-    results = Path(args.results) / args.profile
     if provenance.is_current(results, folders):
         print(f"nothing to do: all {len(folders)} runs are finished and {results}/report.md is made from them")
         return 0

@@ -150,10 +150,8 @@ def test_every_part_of_a_claim_is_looked_at():
     runs = grid(BETTER, "network.pool=max")
     parts = {
         "pools": grid(SAME, "network.pool=average", experiment="cpu/cnn-pools"),
-        "bipolar_max": grid(
-            {"brelu": 1.0, "belu": 1.0}, "network.pool=bipolar_max", experiment="paper/cnn-bipolar_max"
-        ),
-        "he": grid(SAME, "network.pool=max", "init=he", experiment="paper/cnn-he"),
+        "bipolar_max": grid({"brelu": 1.0, "belu": 1.0}, "network.pool=bipolar_max", experiment="cpu/cnn-bipolar_max"),
+        "he": grid(SAME, "network.pool=max", "init=he", experiment="cpu/cnn-he"),
         "twins": [replace(run, folder=Path(f"{run.folder}-twins")) for run in twins("max", 0.1, "cpu/cnn-twins")],
         "pilot": grid(SAME, "network.pool=max", experiment="cpu/cnn-pilot"),
     }

@@ -12,7 +12,7 @@ from made_runs import made_run, made_runs
 from omegaconf import OmegaConf
 
 from bipolar.errors import DataError
-from bipolar.runs import Run
+from bipolar.runs import Run, is_done, read_run
 from experiments.reporting import records
 
 
@@ -142,3 +142,22 @@ def test_archive_with_a_run_too_few_or_of_another_format_is_refused(tmp_path: Pa
         records.read(tmp_path)
     with pytest.raises(DataError, match="is not there"):
         records.read(tmp_path / "nowhere")
+
+
+def test_restored_runs_are_finished_and_archived_as_they_were(runs: list[Run], tmp_path: Path) -> None:
+    before = [path.read_bytes() for path in records.write(tmp_path / "archive", runs)]
+    assert records.restore(tmp_path / "archive", tmp_path / "outputs") == len(runs)
+    folders = [tmp_path / "outputs" / run.config.experiment_name / run.folder.name for run in runs]
+    assert all(is_done(folder) for folder in folders)
+    again = records.write(tmp_path / "again", [read_run(folder) for folder in folders])
+    assert [path.read_bytes() for path in again] == before
+
+
+def test_restoring_leaves_what_is_there_alone(runs: list[Run], tmp_path: Path) -> None:
+    records.write(tmp_path / "archive", runs)
+    first = runs[0]
+    mine = tmp_path / "outputs" / first.config.experiment_name / first.folder.name
+    mine.mkdir(parents=True)
+    assert records.restore(tmp_path / "archive", tmp_path / "outputs") == len(runs) - 1
+    assert list(mine.iterdir()) == []
+    assert records.restore(tmp_path / "archive", tmp_path / "outputs") == 0

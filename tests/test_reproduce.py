@@ -136,3 +136,21 @@ def test_reproduce_refuses_wrong_arguments_in_one_line(arguments: list[str], mes
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_reproduce_from_the_archive_runs_only_what_it_lacks(tmp_path: Path) -> None:
+    places = ["--output-root", "first", "--results", "results/", "--workers", "1"]
+    small = ["trainer.max_steps=1", "optimizer.momentum=0.5", "seed=0", "optimizer.lr=0.01"]
+    assert reproduce(*places, *small, cwd=tmp_path).returncode == 0
+    archives = {path: path.read_bytes() for path in (tmp_path / "results").rglob(records.RECORDS)}
+    places[1] = "second"
+    done = reproduce(*places, "--from-archive", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"[1-9]\d* runs taken over from the archives in results/quick\nnothing to do", done.stdout)
+    (tmp_path / "results" / "quick" / "symmetry" / records.RECORDS).unlink()
+    places[1] = "third"
+    done = reproduce(*places, "--from-archive", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\S+): \d+ of \d+ runs to do$", done.stdout, re.MULTILINE) == ["quick/symmetry"]
+    lasting = [path for path in archives if path.parent.name != "symmetry"]
+    assert all(path.read_bytes() == archives[path] for path in lasting)

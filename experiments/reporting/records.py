@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import lzma
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from bipolar.errors import DataError
-from bipolar.recording.folder import Record
+from bipolar.recording.folder import ACTIVATIONS, METRICS, SUMMARY, Record, jsonable, write_json
 from bipolar.runs import Run
 from experiments import part_of
 
@@ -74,6 +75,37 @@ def read(folder: Path) -> list[Run]:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def restore(folder: Path, output_root: Path) -> int:
+    """Make run folders of an archive's runs below `output_root`, where they then count as finished.
+
+    So an experiment can be extended on another machine without making its runs again. What is in a run folder and not
+    in the archive (checkpoints, times, paths) does not come back. Run folders that are there are left alone.
+
+    Returns:
+        How many run folders were made.
+
+    Raises:
+        DataError: as `read`.
+    """
+    made = 0
+    for run in read(folder):
+        target = output_root / run.folder
+        if target.exists():
+            continue
+        temporary = target.with_name(target.name + ".new")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        OmegaConf.save(run.config, temporary / "config.yaml")
+        write_json(temporary / "environment.json", run.environment)
+        for name, rows in ((METRICS, run.metrics), (ACTIVATIONS, run.activations)):
+            text = "".join(json.dumps(jsonable(row), allow_nan=False) + "\n" for row in rows)
+            (temporary / name).write_text(text, encoding="utf-8")
+        write_json(temporary / SUMMARY, run.summary)
+        temporary.rename(target)
+        made += 1
+    return made
 
 
 def _run(head: Record, line: Record) -> Run:
