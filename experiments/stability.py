@@ -92,8 +92,13 @@ def verdict(runs: list[Run]) -> Verdict:
     reason = (
         f"It holds for {'; '.join(supported)}. " if supported else ""
     ) + f"Median number of layers within the limits, of {len(second_moment(runs[0]))}: {'. '.join(fates)}."
-    if pilot := in_parts(runs, "pilot"):
-        reason += f" A pilot with {len({run.seed for run in pilot})} other seeds came first; its runs have no say here."
+    if in_parts(runs, "pilot"):
+        seeds = {part: len({run.seed for run in in_parts(runs, part)}) for part in ("pilot", "")}
+        reason += (
+            f" The first {seeds['pilot']} seeds were meant to decide; they were seen to leave a comparison open and "
+            f"became the pilot, which has no say here. The {seeds['']} fresh seeds that decide are as many as time "
+            "allowed, not the outcome of a calculation of power."
+        )
     return Verdict(
         "Bipolar ReLU and ELU are less prone to an exploding mean and variance through depth.",
         overall(primary), reason, RULE, tuple(primary), tuple(secondary),

@@ -45,6 +45,8 @@ STYLE = {
     "svg.fonttype": "path",
 }
 
+MANY_POINTS = 200
+
 Curve = tuple[NDArray[Any], NDArray[Any]]
 
 
@@ -79,7 +81,10 @@ def band(axes: Axes, name: str, curves: list[Curve]) -> None:
     values = np.stack([y[:length] for _, y in curves])
     base, is_bipolar = base_of(name)
     colour = COLOURS.get(base, "#444444")
-    axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    # as vectors, bands over hundreds of layers would make a figure of megabytes
+    axes.fill_between(
+        x, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0, rasterized=length > MANY_POINTS
+    )
     axes.plot(x, values.mean(0), color=colour, linestyle="-" if is_bipolar else "--", linewidth=1.4, label=label(name))
 
 
