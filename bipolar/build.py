@@ -21,9 +21,11 @@ from torch import nn
 from bipolar.activations import Bipolar
 from bipolar.data.batches import Augmentation, Batches, carve_validation
 from bipolar.data.sources import Arrays, check_shape
+from bipolar.data.streams import TextBatches
+from bipolar.data.text import Text
 from bipolar.device import choose_device
 from bipolar.errors import ConfigError, check_bool, check_float, check_int, prefixed
-from bipolar.networks import MakeActivation
+from bipolar.networks import MakeActivation, Recurrent
 from bipolar.recording.loggers import Logger, make_loggers
 from bipolar.schedules import Schedule
 from bipolar.trainer import TrainerOptions
@@ -104,13 +106,27 @@ def init_samples(cfg: DictConfig) -> Any:
     return cfg.init.get("samples", 1)
 
 
-def arrays(cfg: DictConfig) -> Arrays:
+def is_text(cfg: DictConfig) -> bool:
+    """Whether the data set is a text, by the one option that all texts have."""
+    return "sequence_length" in cfg.dataset
+
+
+def arrays(cfg: DictConfig) -> Arrays | Text:
+    of_batches = (
+        ("sequence_length", "evaluation_size")
+        if is_text(cfg)
+        else ("valid_fraction", "split_seed", "train_size", "augment")
+    )
     with _group("dataset", cfg.dataset._target_):
-        made: Arrays = _maker(cfg.dataset, "valid_fraction", "split_seed", "train_size", "augment")()
+        made: Arrays | Text = _maker(cfg.dataset, *of_batches)()
     return made
 
 
-def batches(cfg: DictConfig, data: Arrays, device: torch.device) -> Batches:
+def batches(cfg: DictConfig, data: Arrays | Text, device: torch.device) -> Batches | TextBatches:
+    if isinstance(data, Text):
+        with _group("dataset"):
+            options = cfg.dataset.sequence_length, cfg.dataset.get("evaluation_size")
+            return TextBatches(data, device, cfg.trainer.batch_size, *options)
     with _group("dataset.augment"):
         augmentation = Augmentation(**(cfg.dataset.get("augment") or {}))
     with _group("dataset"):
@@ -221,15 +237,24 @@ def meta_network(cfg: DictConfig) -> nn.Module | None:
     None where it cannot be told: for a user's own network and data whose shape is not known before one looks at them.
     """
     shape, classes = SHAPES.get(cfg.dataset.name, [3, 32, 32]), 10
+    if is_text(cfg):
+        with _group("dataset"):
+            shape = [check_int("sequence_length", cfg.dataset.sequence_length)]
     if "shape" in cfg.dataset:
         with _group("dataset"):
             shape, classes = check_shape(cfg.dataset.shape), check_int("classes", cfg.dataset.classes)
-    if cfg.dataset.name not in SHAPES and not _is_known(cfg.network._target_):
+    if cfg.dataset.name not in SHAPES and not is_text(cfg) and not _is_known(cfg.network._target_):
         return None
     with torch.device("meta"):
         model = network(cfg, shape, classes)
+        if isinstance(model, Recurrent) != is_text(cfg):
+            what, others = ("a text", "images") if is_text(cfg) else ("no text", "text")
+            raise ConfigError(
+                f"network={cfg.network.name} does not go with dataset={cfg.dataset.name}: it reads {others}, and this "
+                f"is {what}"
+            )
         try:
-            model(torch.empty(2, *shape))
+            model(torch.zeros(2, 2, dtype=torch.long) if is_text(cfg) else torch.empty(2, *shape))
         except (TypeError, IndexError) as error:
             if not (_is_known(cfg.activation._target_) and _is_known(cfg.network._target_)):
                 raise

@@ -90,7 +90,9 @@ def _figures(summary: Record) -> str:
     if final.get("train_loss") is not None:
         texts.append(f"train loss {final['train_loss']:.4f}")
     for split in ("valid", "test"):
-        if final.get(f"{split}_error") is not None:
+        if final.get(f"{split}_bits_per_character") is not None:
+            texts.append(f"{split} {final[f'{split}_bits_per_character']:.3f} bits/character")
+        elif final.get(f"{split}_error") is not None:
             texts.append(f"{split} error {final[f'{split}_error']:.2%}")
     return ", ".join(texts)
 

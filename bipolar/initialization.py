@@ -2,6 +2,9 @@
 
 Every initialization is called as `init(model, inputs)` and returns a report, one row per layer. Biases are set to
 zero. Normalization layers keep torch's defaults (scale 1, shift 0). Weights are drawn from torch's global generator.
+
+A recurrent layer has two matrices, W of its input and U of its state, which share the variance half and half (the
+authors' `mix` of 0.5): where a matrix alone would give pre-activations of variance 1, each gives 1/2.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from bipolar.errors import ConfigError, check_choice, check_float, check_int
-from bipolar.networks import Layer, layers_of
+from bipolar.networks import Layer, Recurrent, layers_of
+from bipolar.networks.rnn import Cell
 
 Report = list[dict[str, Any]]
 
@@ -121,12 +125,28 @@ class _DrawnWeights:
     def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
         raise TypeError(f"{type(self).__name__} does not say how weights are drawn")
 
+    def draw_recurrent(self, cell: Cell, gain: float, recurrent_gain: float) -> None:
+        """The weights of a recurrent layer.
+
+        Args:
+            gain, recurrent_gain: those of the activations in front of its input and of its state.
+        """
+        share = math.sqrt(0.5)
+        width = fan_in(cell) // 2
+        self.draw(cell.input_weight, share * gain, width)
+        self.draw(cell.recurrent_weight, share * recurrent_gain, width)
+
     @torch.no_grad()
     def __call__(self, model: nn.Module, inputs: Tensor | None = None) -> Report:
         layers = layers_of(model)
         report = []
-        for layer, layer_gain in zip(layers, _gains(layers), strict=True):
-            self.draw(_weight(layer.linear), layer_gain, fan_in(layer.linear))
+        gains = _gains(layers)
+        for index, layer in enumerate(layers):
+            if isinstance(layer.linear, Cell):
+                # behind it stands its own activation, in front of the next layer
+                self.draw_recurrent(layer.linear, gains[index], gains[index + 1])
+            else:
+                self.draw(_weight(layer.linear), gains[index], fan_in(layer.linear))
             report.append(_finish(layer, self.weight_mean))
         return report
 
@@ -144,6 +164,9 @@ class Glorot(_DrawnWeights):
     def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
         nn.init.xavier_uniform_(weight)
 
+    def draw_recurrent(self, cell: Cell, gain: float, recurrent_gain: float) -> None:
+        nn.init.xavier_uniform_(cell.weight)  # as one matrix of both inputs
+
 
 class Orthogonal(_DrawnWeights):
     """Orthogonal weights (Saxe et al., arXiv:1312.6120) times the gain."""
@@ -153,13 +176,22 @@ class Orthogonal(_DrawnWeights):
 
 
 class Identity(_DrawnWeights):
-    """The identity map (its first rows or columns where the layer is not square); a Dirac kernel for a convolution."""
+    """The identity map (its first rows or columns where the layer is not square); a Dirac kernel for a convolution.
+
+    Of a recurrent layer: the identity for its state (Le, Jaitly and Hinton, arXiv:1504.00941) and He's normal weights
+    for its input, which in their networks of one layer are smaller.
+    """
 
     def draw(self, weight: Tensor, gain: float, fan_in: int) -> None:
         if weight.ndim == 2:
             nn.init.eye_(weight)
         else:
             nn.init.dirac_(weight)
+
+    def draw_recurrent(self, cell: Cell, gain: float, recurrent_gain: float) -> None:
+        width = fan_in(cell) // 2
+        nn.init.normal_(cell.input_weight, std=math.sqrt(0.5) * gain / math.sqrt(width))
+        nn.init.eye_(cell.recurrent_weight)
 
 
 LSUV_VARIANTS = ("textbook", "authors")
@@ -185,6 +217,9 @@ class LSUV:
     the layer's elements, the mean subtracted; tolerance 0.001, at most 40 rounds. A layer starts from the scale at
     which the layer before it ended (their layers have one fan-in; here it is std * sqrt(fan_in) that is carried over).
     The output layer has no activation, so there its plain output is measured.
+
+    A recurrent network is measured in one time step from random characters and states N(0, 1), as by the authors; both
+    matrices of a layer are scaled alike.
 
     Neither shifts a bias. Both need `inputs`, a batch as the network sees it in training; dropout is off while they
     run. The layers are normalised in one forward pass, each as the pass reaches it. The model's modes, hooks and
@@ -233,7 +268,7 @@ class LSUV:
             handles += hook(layer, report)
         try:
             with _left_as_found(model, inputs.device):
-                model(inputs)
+                (model.probe if isinstance(model, Recurrent) else model)(inputs)
         finally:
             for handle in handles:
                 handle.remove()

@@ -133,6 +133,7 @@ def _prepare(cfg: DictConfig) -> _Prepared:
     import torch
 
     from bipolar import build
+    from bipolar.data.streams import TextBatches
     from bipolar.device import choose_device, choose_precision, set_threads
     from bipolar.environment import describe
     from bipolar.seeding import derive_seed, seed_everything
@@ -153,6 +154,10 @@ def _prepare(cfg: DictConfig) -> _Prepared:
     if options.channels_last and any(parameter.ndim == 4 for parameter in model.parameters()):
         model = model.to(memory_format=torch.channels_last)
 
+    environment = describe(device, precision, threads)
+    if isinstance(batches, TextBatches):
+        environment["text"] = batches.text
+
     def trainer(files: FileRecorder, loggers: list[Logger], checkpoint_path: Path, should_stop: StopCheck) -> Trainer:
         return Trainer(
             model,
@@ -167,7 +172,7 @@ def _prepare(cfg: DictConfig) -> _Prepared:
             should_stop=should_stop,
         )
 
-    return _Prepared(trainer, report, describe(device, precision, threads))
+    return _Prepared(trainer, report, environment)
 
 
 def _write_head(folder: Path, cfg: DictConfig) -> None:
@@ -195,7 +200,9 @@ def _summary(trainer: Trainer, status: str, reason: str | None) -> Record:
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "final": trainer.last,
         "best": trainer.best,
-        "images_per_second": trainer.images_seen / trainer.clock.total if trainer.clock.total else None,
+        f"{trainer.batches.unit}_per_second": trainer.samples_seen / trainer.clock.total
+        if trainer.clock.total
+        else None,
         "training_seconds": trainer.clock.total,
         "wall_seconds": trainer.wall_seconds(),
     }

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from bipolar.activations import BatchAxisReLU, Bipolar, batch_axis_relu, bipolar, signs
 from bipolar.networks.pooling import BipolarMaxPool2d
+from bipolar.networks.rnn import RecurrentStack
 
 
 class SymmetryError(ValueError):
@@ -88,7 +89,7 @@ class _Tracer(fx.Tracer):
     """Keeps whole what this file knows as one operation."""
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
-        known = (Bipolar, BipolarMaxPool2d, BatchAxisReLU)
+        known = (Bipolar, BipolarMaxPool2d, BatchAxisReLU, RecurrentStack)
         return isinstance(module, known) or super().is_leaf_module(module, module_qualified_name)
 
     def create_arg(self, a: Any) -> Any:
@@ -292,6 +293,10 @@ class SignAnalysis:
         # a weight that is computed, by a parametrization or a hook, is not there to be flipped
         if isinstance(module, LINEAR) and isinstance(module._parameters.get("weight"), Tensor):
             return self._linear(node, module, source)
+        if isinstance(module, nn.Embedding):
+            return self._embedding(node, module)
+        if isinstance(module, RecurrentStack):
+            return self._recurrent(node, module, source)
         if isinstance(module, Bipolar):
             return self._bipolar(node, module, source)
         if isinstance(module, BipolarMaxPool2d):
@@ -375,6 +380,8 @@ class SignAnalysis:
         if target in MEANS and source is not None and _leaves(source, _argument(node, 1, "dim", None)):
             self._row(node, name, "is linear in each feature")
             return source if _argument(node, 2, "keepdim", False) else _Features(source.unknowns)
+        if target is operator.getitem and isinstance(pair := self._known[node.all_input_nodes[0]], tuple):
+            return pair[int(str(node.args[1]))]
         if target is operator.getitem and source is not None:
             return self._slice(node, source)
         if target is F.pad and source is not None:
@@ -441,6 +448,46 @@ class SignAnalysis:
             self._use(node, module, self._plus(inputs), after)
             self._row(node, type(module).__name__, "no feature in front of it is flipped")
         return _Features(after, _dims(module))
+
+    def _embedding(self, node: fx.Node, module: nn.Embedding) -> _Features:
+        after = self.signs.new(module.embedding_dim)
+        self.uses.setdefault(id(module), _Use(str(node.target), [], after))
+        # in the order in which an output layer that shares it names its inputs and outputs
+        self._share(module.weight, after + self._plus(module.num_embeddings))
+        self._row(node, "embedding", "takes the signs of its features into its weights")
+        return _Features(after)
+
+    def _recurrent(self, node: fx.Node, module: RecurrentStack, source: _Features | None) -> Any:
+        """All layers, states and streams of a stack have one pattern of signs, that of the embedding in front of it."""
+        features = _Features(self.signs.new(module.width))
+        reason = "reads a stream whose features are flipped in another pattern than its layers"
+        if source is None or len(source.unknowns) != module.width:
+            self._ask_for_plus(source, reason)
+            self._ask_to_agree(features.unknowns, self._plus(module.width), 1, reason)
+        else:
+            self._ask_to_agree(features.unknowns, source.unknowns, 1, reason)
+        kinds: dict[str, nn.Module] = {}
+        for activation in module.activations:
+            self.feature_dims[id(activation)] = 1
+            if isinstance(activation, Bipolar):
+                kinds[f"{type(activation).__name__} {activation.pattern}"] = activation
+            else:
+                kinds[type(activation).__name__] = activation
+        for name, activation in kinds.items():
+            if isinstance(activation, Bipolar):
+                values = signs(module.width, activation.pattern, device="cpu").int().tolist()
+                self._ask_for(features, values, 0, f"has layers of different patterns: {', '.join(kinds)}")
+            elif isinstance(activation, BatchAxisReLU):
+                self._demand(0, lambda: [False], "flips rows of the batch: it is not a function of one sample")
+            elif type(activation) not in ODD:
+                self._ask_for_plus(features, f"{name} is not known to be odd, and its input has flipped features")
+        self.uses.setdefault(id(module), _Use(str(node.target), features.unknowns, features.unknowns))
+        self._share(module.weight, features.unknowns)
+        self._share(module.bias, features.unknowns)
+        self._row(
+            node, f"{module.depth} recurrent layers", f"is S f(S x) in every layer and stream: {', '.join(kinds)}"
+        )
+        return features, _NO_TENSOR
 
     def _plus(self, count: int) -> list[int]:
         unknowns = self.signs.new(count)
@@ -618,7 +665,8 @@ def _is_over_positions(features: _Features, name: str) -> bool:
 
 def flipped_tensors(module: nn.Module) -> list[Tensor | None]:
     """What is flipped of a linear map (its weight comes first) or a normalization: parameters and running mean."""
-    names = ("weight", "bias") if isinstance(module, LINEAR) else ("bias", "running_mean")
+    has_weight = isinstance(module, (*LINEAR, nn.Embedding, RecurrentStack))
+    names = ("weight", "bias") if has_weight else ("bias", "running_mean")
     return [getattr(module, name, None) for name in names]
 
 

@@ -8,6 +8,9 @@ For each layer, over the batch and all positions, both over the whole layer and 
     zero_fraction        fraction of activations that are exactly 0
     max_abs              largest |activation|
     pre_mean, pre_variance, pre_channel_mean_norm   the same of the pre-activation, the activation's input
+    gradient_norm        Euclidean norm of the gradient of the layer's weights, before clipping
+
+A recurrent layer is measured over all its times.
 
 Variances are those of a population (divided by the count). Everything is accumulated per channel in float32 as count,
 mean and sum of squared deviations, and merged by Chan, Golub and LeVeque's rule (1979), which stays exact at a large
@@ -21,14 +24,15 @@ trainer sets it during a training step's forward passes only.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bipolar.networks import layers_of
+from bipolar.networks import Recurrent, layers_of
+from bipolar.networks.rnn import Cell
 
 FIELDS = (
     "mean",
@@ -39,6 +43,7 @@ FIELDS = (
     "pre_mean",
     "pre_variance",
     "pre_channel_mean_norm",
+    "gradient_norm",
 )
 
 
@@ -127,20 +132,32 @@ class ActivationStatistics:
         layers = [layer for layer in layers_of(model) if layer.activation is not None]
         self.names = [layer.name for layer in layers]
         self.enabled = False
+        self._linears = [layer.linear for layer in layers]
         modules = [layer.activation for layer in layers if layer.activation is not None]
+        recurrent = model if isinstance(model, Recurrent) else None
+        if recurrent is not None:
+            dim = -1
         by_channels: dict[int, list[int]] = defaultdict(list)
         for index, channels in enumerate(_channels(model, modules, sample, dim)):
             by_channels[channels].append(index)
         self._groups = [_Group(members, channels, sample.device) for channels, members in by_channels.items()]
-        self._handles = []
-        for group in self._groups:
-            for place, index in enumerate(group.layers):
-                after, before = group.moments(place, dim)
+        self._removals: list[Callable[[], None]] = []
+        moments = {
+            index: group.moments(place, dim) for group in self._groups for place, index in enumerate(group.layers)
+        }
+        if recurrent is not None:
+            # it computes many layers at once, so that their activation modules are not called
+            observer = self._observer(moments)
+            recurrent.observers.append(observer)
+            self._removals.append(lambda: recurrent.observers.remove(observer))
+        else:
+            for index, (after, before) in moments.items():
                 # The pre-activation is measured before the activation runs: an in-place one overwrites it.
-                self._handles += [
+                handles = (
                     modules[index].register_forward_pre_hook(self._before(before)),
                     modules[index].register_forward_hook(self._after(after)),
-                ]
+                )
+                self._removals += [handle.remove for handle in handles]
         order = [index for group in self._groups for index in group.layers]
         self._order = torch.tensor(order, device=sample.device).argsort()
 
@@ -160,6 +177,16 @@ class ActivationStatistics:
 
         return hook
 
+    def _observer(self, moments: dict[int, tuple[_Moments, _Moments]]) -> Callable[[int, Tensor, Tensor], None]:
+        def observer(layer: int, pre: Tensor, output: Tensor) -> None:
+            if self.enabled:
+                with torch.no_grad():
+                    after, before = moments[layer]
+                    before.add(pre, extremes=False)
+                    after.add(output, extremes=True)
+
+        return observer
+
     @contextmanager
     def measuring(self, on: bool = True) -> Iterator[None]:
         """Count the forward passes inside."""
@@ -171,20 +198,40 @@ class ActivationStatistics:
 
     @torch.no_grad()
     def take(self) -> Tensor:
-        """What was measured since the last call: [layers, FIELDS], on the device. Starts afresh."""
-        result = torch.cat([group.result() for group in self._groups])[self._order]
+        """What was measured since the last call: [layers, FIELDS], on the device. Starts afresh.
+
+        Gradients are those that the weights have now; NaN where they have none.
+        """
+        moments = torch.cat([group.result() for group in self._groups])[self._order]
+        result = torch.cat([moments, self._gradient_norms(moments)], dim=1)
         for group in self._groups:
             group.clear()
         return result
 
+    def _gradient_norms(self, like: Tensor) -> Tensor:
+        """[layers, 1]."""
+        found = [gradient_of(linear) for linear in self._linears]
+        gradients = [gradient.float() for gradient in found if gradient is not None]
+        if len(gradients) < len(found):
+            return like.new_full((len(found), 1), torch.nan)
+        return torch.stack(torch._foreach_norm(gradients))[:, None]
+
     def remove(self) -> None:
         """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+        while self._removals:
+            self._removals.pop()()
+
+
+def gradient_of(linear: nn.Module) -> Tensor | None:
+    """The gradient of a layer's weights."""
+    gradient = linear.gradient if isinstance(linear, Cell) else linear.weight.grad
+    return gradient if isinstance(gradient, Tensor) else None
 
 
 @torch.no_grad()
 def _channels(model: nn.Module, modules: list[nn.Module], sample: Tensor, dim: int) -> list[int]:
+    if isinstance(model, Recurrent):
+        return [int(layer.linear.bias.numel()) for layer in layers_of(model) if isinstance(layer.linear, Cell)]
     found: dict[nn.Module, int] = {}
     handles = [
         module.register_forward_hook(lambda module, args, output: found.update({module: output.shape[dim]}))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bipolar.activations import Bipolar
 from bipolar.networks.pooling import BipolarMaxPool2d
+from bipolar.networks.rnn import RecurrentStack
 from bipolar.sign_analysis import ACTIVATIONS, LINEAR, Row, SignAnalysis, SymmetryError, flipped_tensors
 
 __all__ = ["Row", "SymmetryError", "explain", "fold", "unfold"]
@@ -161,6 +162,8 @@ def _flip(model: nn.Module, analysis: SignAnalysis) -> None:
                 groups = getattr(module, "groups", 1)
                 rows = before.view(groups, -1).repeat_interleave(len(tensor) // groups, 0)  # [out, in / groups]
                 sign = (after[:, None] * rows).view(*tensor.shape[:2], *[1] * (tensor.ndim - 2))
+            elif isinstance(module, RecurrentStack) and tensor is module.weight:
+                sign = after[:, None] * after.repeat(2)  # of the input and of the state
             tensor.mul_(sign.to(tensor))
 
 
@@ -168,7 +171,11 @@ def _flip(model: nn.Module, analysis: SignAnalysis) -> None:
 def _compare(model: nn.Module, twin: nn.Module, example: Tensor | None) -> None:
     if example is None:
         return
-    outputs = [copy.deepcopy(each).double().eval()(example.double()) for each in (model, twin)]
+    inputs = example.double() if example.is_floating_point() else example
+    outputs = []
+    for each in (model, twin):
+        output = copy.deepcopy(each).double().eval()(inputs)
+        outputs.append(output[0] if isinstance(output, tuple) else output)  # a recurrent network's state comes behind
     largest = float((outputs[0] - outputs[1]).abs().max())
     if not largest <= 1e-9 * max(1.0, float(outputs[0].abs().max())):
         raise SymmetryError(f"the twin's output differs from the network's by up to {largest:.3g} on the example")

@@ -22,12 +22,16 @@ from torch import Tensor, nn
 
 from bipolar import checkpoint
 from bipolar.data.batches import Batch, Batches
+from bipolar.data.streams import TextBatches
 from bipolar.device import DEVICES, PRECISIONS, autocast
 from bipolar.errors import ConfigError, check_bool, check_choice, check_float, check_int
 from bipolar.recording.folder import FileRecorder, Record
 from bipolar.recording.loggers import Logger
 from bipolar.schedules import Schedule, parse_interval
 from bipolar.statistics import FIELDS, ActivationStatistics
+
+FIGURES = ("loss", "bits_per_character", "error")
+"""What lines of metrics.jsonl say of a split; bits per character of texts alone."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        batches: Batches,
+        batches: Batches | TextBatches,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         options: TrainerOptions,
@@ -133,19 +137,20 @@ class Trainer:
         self.statistics = ActivationStatistics(model, batches.sample(2))
         # Hooks come before compilation, or they would never fire. Evaluation runs the plain model: its batches have
         # other shapes, and compiling for each would cost more than it saves.
-        self.training_model: Callable[[Tensor], Tensor] = model
+        self.training_model: Callable[..., Any] = model
         if options.compile:
             torch.compiler.reset()  # or many different jobs of one process would use up the limit on recompilations
             self.training_model = torch.compile(model)
 
         self.step = 0
+        self.state: Tensor | None = None  # of a recurrent network, carried from step to step within an epoch
         self.totals = torch.zeros(2, device=self.device)  # sums of loss and error since the last line of metrics
         self.steps_in_totals = 0
         self.pending: list[tuple[int, Tensor]] = []  # (step, statistics on the device) not yet written
         self.last: Record = {}
         self.best: Record = {}
-        self.images_seen = 0
-        self.images_in_records = 0  # those of images_seen that an images_per_second already speaks of
+        self.samples_seen = 0  # images, or characters
+        self.samples_in_records = 0  # those of samples_seen that an images_per_second already speaks of
         self.clock = _Stopwatch(self.device)
         self._made_at, self._earlier_wall_seconds = time.monotonic(), 0.0
 
@@ -163,6 +168,8 @@ class Trainer:
         diverged = False
         while self.step < self.total_steps and not diverged:
             epoch, offset = divmod(self.step, self.batches.steps_per_epoch)
+            if offset == 0:
+                self.state = None
             for batch in self.batches.train(epoch, offset):
                 self.train_step(batch)
                 ended = self.step == self.total_steps
@@ -199,29 +206,42 @@ class Trainer:
         measure = self.is_measured(self.step)
         with self.statistics.measuring(measure):
             self.forward_and_backward(batch)
-        if self.options.grad_clip is not None:
+        if self.options.grad_clip is not None or measure:
             self.scaler.unscale_(self.optimizer)
+        if measure:
+            self.pending.append((self.step, self.statistics.take()))
+        if self.options.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if measure:
-            self.pending.append((self.step, self.statistics.take()))
         self.steps_in_totals += 1
-        self.images_seen += len(batch[1])
+        self.samples_seen += batch[1].numel()
         self.step += 1
 
     def forward_and_backward(self, batch: Batch) -> None:
-        inputs, targets = batch
-        parts = self.options.accumulate
-        for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+        inputs, targets = (part.chunk(self.options.accumulate) for part in batch)
+        size = batch[1].numel()
+        given = [None] * len(inputs) if self.state is None else self.state.chunk(self.options.accumulate, dim=1)
+        carried = []
+        for x, y, state in zip(inputs, targets, given, strict=True):
             with autocast(self.device, self.precision):
-                logits = self.training_model(x)
-                loss = F.cross_entropy(logits, y, reduction="sum") / len(targets)
+                logits, state = self.predict(self.training_model, x, state)
+                loss = F.cross_entropy(logits, y.flatten(), reduction="sum") / size
             self.scaler.scale(loss).backward()
             with torch.no_grad():
-                errors = (logits.argmax(1) != y).sum() / len(targets)
+                errors = (logits.argmax(1) != y.flatten()).sum() / size
                 self.totals += torch.stack([loss.detach().float(), errors])
+            carried.append(state)
+        self.state = torch.cat(carried, dim=1) if self.batches.is_text else None
+
+    def predict(self, model: Callable[..., Any], x: Tensor, state: Tensor | None) -> tuple[Tensor, Any]:
+        """Logits [N, classes], N counting images or characters; of a recurrent network also the state to carry on."""
+        if not self.batches.is_text:
+            return model(x), None
+        logits, state = model(x, state)
+        assert state is not None
+        return logits.flatten(0, 1), state.detach()
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -232,27 +252,31 @@ class Trainer:
         """
         loss, error = (self.totals / max(1, self.steps_in_totals)).tolist()
         with self.clock.paused():
-            seconds, images = self.clock.lap(), self.images_seen - self.images_in_records
+            seconds, samples = self.clock.lap(), self.samples_seen - self.samples_in_records
             self.write_statistics()
             self.write_metrics(
                 {
                     **self.position("train"),
-                    "loss": loss,
-                    "error": error,
+                    **self.figures(loss, error),
                     "learning_rate": self.optimizer.param_groups[0]["lr"],
-                    "images_per_second": images / seconds if seconds > 0 else None,
+                    f"{self.batches.unit}_per_second": samples / seconds if seconds > 0 else None,
                 }
             )
             self.totals.zero_()
             self.steps_in_totals = 0
-            self.images_in_records = self.images_seen
+            self.samples_in_records = self.samples_seen
         return math.isfinite(loss)
 
     def position(self, split: str) -> Record:
         return {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "split": split}
 
+    def figures(self, loss: float, error: float) -> Record:
+        """Mean cross-entropy in nats, for text in bits per character too, and the fraction of wrong predictions."""
+        bits = {"bits_per_character": loss / math.log(2)} if self.batches.is_text else {}
+        return {"loss": loss, **bits, "error": error}
+
     def write_metrics(self, record: Record) -> None:
-        self.last |= {f"{record['split']}_{key}": record[key] for key in ("loss", "error")}
+        self.last |= {f"{record['split']}_{key}": record[key] for key in FIGURES if key in record}
         self.files.metrics(record)
         for logger in self.loggers:
             logger.metrics(record)
@@ -277,7 +301,7 @@ class Trainer:
         """Statistics of the trained network on the first batch of an epoch, in training mode, without an update."""
         inputs, _ = next(iter(self.batches.train(self.step // self.batches.steps_per_epoch)))
         with torch.no_grad(), self.statistics.measuring(), autocast(self.device, self.precision):
-            self.model(inputs)
+            self.predict(self.model, inputs, None)
         self.pending.append((self.step, self.statistics.take()))
         self.write_statistics()
 
@@ -290,13 +314,13 @@ class Trainer:
             return False
         self.schedule.observe(record["loss"])
         if not self.best or record["loss"] < self.best["valid_loss"]:
-            self.best = {"step": self.step, "valid_loss": record["loss"], "valid_error": record["error"]}
+            self.best = {"step": self.step} | {f"valid_{key}": record[key] for key in FIGURES if key in record}
         return True
 
     def evaluate_and_record(self, split: str) -> Record:
         with self.clock.paused():
             loss, error = self.evaluate(split)
-            record = {**self.position(split), "loss": loss, "error": error}
+            record = {**self.position(split), **self.figures(loss, error)}
             self.write_metrics(record)
         return record
 
@@ -305,14 +329,16 @@ class Trainer:
         """Mean cross-entropy (in nats) and error (fraction) over all of a split."""
         self.model.eval()
         totals = torch.zeros(2, device=self.device)
+        size, state = 0, None
         for inputs, targets in self.batches.evaluation(split):
+            targets = targets.flatten()
             with autocast(self.device, self.precision):
-                logits = self.model(inputs)
+                logits, state = self.predict(self.model, inputs, state)
                 loss = F.cross_entropy(logits, targets, reduction="sum")
             totals += torch.stack([loss.float(), (logits.argmax(1) != targets).sum().float()])
+            size += targets.numel()
         self.model.train()
         loss_sum, errors = totals.tolist()
-        size = len(self.batches.splits[split])
         return loss_sum / size, errors / size
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -329,11 +355,12 @@ class Trainer:
                     "scaler": self.scaler.state_dict(),
                     "random": checkpoint.random_state(),
                     "step": self.step,
+                    "state": self.state,
                     "totals": self.totals,
                     "steps_in_totals": self.steps_in_totals,
                     "last": self.last,
                     "best": self.best,
-                    "images_seen": self.images_seen,
+                    "samples_seen": self.samples_seen,
                     "training_seconds": self.clock.total,
                     "wall_seconds": self.wall_seconds(),
                     "files": self.files.positions(),
@@ -352,10 +379,11 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         checkpoint.restore_random_state(state["random"])
         self.step = state["step"]
+        self.state = None if state["state"] is None else state["state"].to(self.device)
         self.totals.copy_(state["totals"])
         self.steps_in_totals = state["steps_in_totals"]
         self.last, self.best = state["last"], state["best"]
-        self.images_seen = self.images_in_records = state["images_seen"]
+        self.samples_seen = self.samples_in_records = state["samples_seen"]
         self.clock.total = state["training_seconds"]
         self._earlier_wall_seconds = state["wall_seconds"]
         self.files.rewind(state["files"])

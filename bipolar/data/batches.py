@@ -89,6 +89,9 @@ class Batches:
         channels_last: the memory format of images.
     """
 
+    unit = "images"
+    is_text = False
+
     def __init__(
         self,
         splits: dict[str, tuple[Array, Array]],

@@ -92,7 +92,7 @@ def gaussian(
 
 
 @contextmanager
-def _one_at_a_time(root: Path, dataset: str) -> Iterator[None]:
+def one_at_a_time(root: Path, dataset: str) -> Iterator[None]:
     """Keep the jobs of a sweep from downloading into one place at the same time."""
     from filelock import FileLock
 
@@ -127,7 +127,7 @@ def torchvision_images(dataset: str, root: str, download: bool = True) -> Arrays
     splits: list[tuple[Array, Array]] = []
     for train in (True, False):
         try:
-            with _one_at_a_time(Path(root), dataset) if download else nullcontext():
+            with one_at_a_time(Path(root), dataset) if download else nullcontext():
                 images = make(root, train=train, download=download)
             data = np.asarray(images.data)
             labels = np.asarray(images.targets, dtype=np.int64)

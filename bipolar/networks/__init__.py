@@ -2,6 +2,9 @@
 
 What the rest of the library asks of a network (`Network`) is one method: `layers()`, the layers in the order in which
 they run. Initialization and the statistics work from it. `tests/test_networks.py` checks every network in `configs/`.
+
+A recurrent network is called with characters and a state and returns logits and the next state; what it has besides is
+said in `Recurrent`.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 MakeActivation = Callable[[], nn.Module]
 """Makes a new activation module for each layer."""
@@ -32,6 +35,18 @@ def layer_of_block(name: str, block: nn.Module, linear: str) -> Layer:
 class Network(Protocol):
     def layers(self) -> list[Layer]:
         """The layers in the order in which they run, the output layer last; names are unique and readable."""
+        ...
+
+
+@runtime_checkable
+class Recurrent(Network, Protocol):
+    """A network that reads text: model(characters [B, T], state or None) -> (logits [B, T, classes], next state)."""
+
+    observers: list[Callable[[int, Tensor, Tensor], None]]
+    """Called in every forward pass with a layer's number (from 0), its pre-activations and its activations [..., H]."""
+
+    def probe(self, tokens: Tensor) -> Tensor:
+        """One time step in which forward hooks fire, for initializations that look at data."""
         ...
 
 

@@ -5,7 +5,7 @@
     changes.diff          what the code had beyond that commit, if anything
     initialization.json   what the initialization did, layer by layer
     metrics.jsonl         a line per logged step and split: step, epoch, split, loss, error; for split=train also
-                          learning_rate and images_per_second
+                          learning_rate and images_per_second (of a text: bits_per_character, characters_per_second)
     activations.jsonl     a line per measured step and layer, see bipolar/statistics.py
     checkpoint.pt         model, optimizer and all else that a resumed run needs
     summary.json          status, final and best figures, wall time; absent while a run is going on or was killed

@@ -193,9 +193,11 @@ class Progress:
             return
         self._bar.update(record["step"] - self._bar.n)
         if record["split"] == "train":
+            unit = "characters" if "characters_per_second" in record else "images"
+            bits = f"{_text(record['bits_per_character'], '.3f')} bits/character, " if unit == "characters" else ""
             self._bar.set_postfix_str(
-                f"epoch {record['epoch']:.1f}, loss {_text(record['loss'], '.4f')}, "
-                f"error {_text(record['error'], '.2%')}, {_text(record['images_per_second'], ',.0f')} images/s"
+                f"epoch {record['epoch']:.1f}, loss {_text(record['loss'], '.4f')}, {bits}"
+                f"error {_text(record['error'], '.2%')}, {_text(record[f'{unit}_per_second'], ',.0f')} {unit}/s"
             )
 
     def activations(self, records: list[Record]) -> None:

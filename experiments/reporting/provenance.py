@@ -13,7 +13,7 @@ from bipolar.runs import Run
 
 PROVENANCE = "provenance.json"
 CODE = ("*.py", "*.html")
-TIMES = ("wall_seconds", "training_seconds", "images_per_second")
+TIMES = ("wall_seconds", "training_seconds", "images_per_second", "characters_per_second")
 ENVIRONMENT = ("commit", "dirty", "versions", "machine", "device", "accelerator", "precision", "threads")
 
 

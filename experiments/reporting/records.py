@@ -29,12 +29,13 @@ from experiments import part_of
 
 RECORDS, TABLE = "records.jsonl.xz", "runs.csv"
 FORMAT = 1
-TIMES = ("training_seconds", "images_per_second")
+TIMES = ("training_seconds", "images_per_second", "characters_per_second")
 """Left out wherever they stand: they differ each time the same run is made."""
 PLACES = ("output_root", "data", "logger")
 """Options that say where a run is carried out and reported."""
 FIELDS = (
     "step", "layer", "index", "mean", "variance", "channel_mean_norm", "zero_fraction", "pre_mean", "pre_variance",
+    "gradient_norm",
 )  # fmt: skip
 """Columns of activations.jsonl that are kept; the epoch follows from the step."""
 
