@@ -17,7 +17,7 @@ file is all that is written for it; what claims share is in `analysis/`, and wha
 
 from collections.abc import Iterable
 
-ORDER = ["mean_shift", "stability", "deep_mlp", "cnn", "normalization", "batch_axis", "symmetry", "resnet"]
+ORDER = ["mean_shift", "stability", "deep_mlp", "cnn", "deep_rnn", "normalization", "batch_axis", "symmetry", "resnet"]
 """Claims as the report lists them."""
 
 

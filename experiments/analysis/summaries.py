@@ -76,6 +76,8 @@ def at_chosen_rate(runs: Iterable[Run]) -> list[Run]:
 
 
 def classes(run: Run) -> int:
+    if text := run.environment.get("text"):
+        return len(text["vocabulary"])
     return int(option(run, "dataset.classes") or {"cifar100": 100}.get(option(run, "dataset.name"), 10))
 
 

@@ -135,12 +135,14 @@ def curves_figure(groups: dict[str, list[Run]]) -> Figure:
     return figure
 
 
-def rates_figure(groups: dict[str, list[Run]]) -> Figure:
-    """Rate sensitivity: mean training loss and held-out error against the learning rate."""
+def rates_figure(
+    groups: dict[str, list[Run]], held_out: Callable[[Run], float] = error, what: str = f"{ERROR} (%)"
+) -> Figure:
+    """Rate sensitivity: mean training loss and held-out error (or what else is held out) against the learning rate."""
     figure, axes = panels(2, len(groups))
     for column, (title, runs) in enumerate(groups.items()):
         rate_panel(axes[0, column], runs, area, title, f"{AREA} (nats)")
-        rate_panel(axes[1, column], runs, error, title, f"{ERROR} (%)")
+        rate_panel(axes[1, column], runs, held_out, title, what)
     legend(figure, axes[0, 0])
     return figure
 
@@ -150,8 +152,13 @@ def effects_figure(effects: Sequence[Effect]) -> Figure:
     return forest_figure({kind.capitalize(): [each for each in effects if each.figure == kind] for kind in kinds})
 
 
-def rows(groups: dict[str, list[Run]]) -> list[dict[str, str]]:
-    """A row per group and activation, at the chosen learning rate."""
+def rows(
+    groups: dict[str, list[Run]],
+    what: str = ERROR,
+    held_out: Callable[[Run], float] = lambda run: error(run) / 100,
+    form: Callable[[float], str] = percent,
+) -> list[dict[str, str]]:
+    """A row per group and activation, at the chosen learning rate, with `held_out` in a column called `what`."""
     made = []
     for title, runs in groups.items():
         for name in dict.fromkeys(run.activation for run in runs):
@@ -169,7 +176,7 @@ def rows(groups: dict[str, list[Run]]) -> list[dict[str, str]]:
                     "diverged, all rates": str(sum(map(has_diverged, members))),
                     f"{AREA} (nats)": cell((area(run) for run in best), significant),
                     "final training loss": cell((final(run, "train_loss") for run in best), significant),
-                    ERROR: cell((error(run) / 100 for run in best), percent),
+                    what: cell(map(held_out, best), form),
                     "|layer mean|, end": cell((abs_layer_mean(run) for run in best), significant),
                 }
             )
