@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bipolar import build, checkpoint
-from bipolar.errors import ConfigError, DataError, check_float, check_int, nearest
+from bipolar.errors import ConfigError, DataError, check_float, check_int
 from bipolar.networks import Recurrent
 from bipolar.recording.folder import read_json
 from bipolar.seeding import derive_seed
@@ -52,10 +52,7 @@ def encode(prime: str, vocabulary: str) -> list[int]:
     unknown = next((character for character in prime if character not in vocabulary), None)
     if unknown is not None:
         known = "".join(character for character in vocabulary if character.isprintable())
-        raise ConfigError(
-            f"prime={prime!r} has the character {unknown!r}, which the text of this run has not{nearest(unknown, known)}; "
-            f"it has {known}"
-        )
+        raise ConfigError(f"prime has the character {unknown!r}, which this run's text has not; it has {known}")
     return [vocabulary.index(character) for character in prime]
 
 
