@@ -81,7 +81,7 @@ def depths(runs: list[Run], *parts: str) -> dict[str, list[Run]]:
 def by_init(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs from weights that look at no data, by initialization and depth."""
     found = {}
-    for title, members in depths(runs, "inits").items():
+    for title, members in depths(runs, "he", "recurrent").items():
         for init in values_of(members, "init.name"):
             found[f"{title}, {INITS.get(init, init)}"] = where(members, init__name=init)
     return found
