@@ -5,7 +5,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce extend report test lint clean
+.PHONY: help setup reproduce extend report test bench lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ report: setup  ## make the report of PROFILE (quick) anew from the archived runs
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --quiet
+
+bench: setup  ## measure speed: ratios against peers, into results/bench (minutes; with nothing else running)
+	@$(BIN)/python scripts/benchmark.py
 
 lint: setup  ## check style and types
 	@$(BIN)/ruff check .

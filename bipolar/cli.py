@@ -109,18 +109,7 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
         if jobs is None:
             job()
             return 0
-        with sweep.Monitor(len(jobs)) as monitor:
-            try:
-                job()
-            except (HydraException, OmegaConfBaseException):
-                raise
-            except Exception as error:  # the jobs' own are dealt with in `execute`: a worker died, of memory perhaps
-                reason = str(error).strip().split("\n")[0]
-                print(f"error: the launcher gave up: {type(error).__name__}: {reason}", file=sys.stderr)
-        return monitor.report()
-    except KeyboardInterrupt:
-        print("stopped at once; the same command goes on from the last checkpoints", file=sys.stderr)
-        return 130
+        return _monitored(len(jobs), job)
     except ConfigError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -131,6 +120,48 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
         message = f"{explain(error)} (in: {' '.join(arguments)})"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
+
+
+def _monitored(total: int, run_all: Callable[[], Any]) -> int:
+    """Run a sweep's jobs, and watch them; returns the exit status."""
+    try:
+        with sweep.Monitor(total) as monitor:
+            try:
+                run_all()
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except Exception as error:  # the jobs' own are dealt with in `execute`: a worker died, of memory perhaps
+                reason = str(error).strip().split("\n")[0]
+                print(f"error: the launcher gave up: {type(error).__name__}: {reason}", file=sys.stderr)
+        return monitor.report()
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
+
+
+def run_jobs(jobs: Sequence[DictConfig], workers: int) -> int:
+    """Run these jobs as one sweep, `workers` at a time, in processes that are started once; returns the exit status.
+
+    Raises:
+        ConfigError: a wrong option in any of them; none is started then.
+    """
+    from bipolar import build
+
+    for cfg in jobs:
+        build.check(cfg)
+
+    def run_all() -> None:
+        if workers == 1:
+            for number, cfg in enumerate(jobs):
+                execute(cfg, number)
+            return
+        from joblib import Parallel, delayed
+
+        # one job at a time to each: joblib would hand out many quick ones at once, and not see a stop between them
+        pool = Parallel(n_jobs=workers, batch_size=1)
+        pool(delayed(execute)(cfg, number) for number, cfg in enumerate(jobs))
+
+    return _monitored(len(jobs), run_all)
 
 
 def _jobs_of_sweep(arguments: Sequence[str]) -> list[DictConfig] | None:

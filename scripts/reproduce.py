@@ -7,18 +7,20 @@
 
     python scripts/reproduce.py --profile cpu --from-archive     # make only what the archives in results/cpu lack
 
-Each experiment is the sweep `train.py -m experiment=<profile>/<claim>`, or `<claim>-<part>` for a further part of a
-claim; runs that are finished are not repeated, and where nothing is missing nothing is done. The runs of a claim are
-archived in results/<profile>/<claim>/, and the report is made from the archives (as scripts/report.py does).
+Each experiment is the grid of `train.py -m experiment=<profile>/<claim>`, or `<claim>-<part>` for a further part of a
+claim. All of them are run as one sweep; runs that are finished are not repeated, those that grids share are made once,
+and where nothing is missing nothing is done. The runs of a claim are archived in results/<profile>/<claim>/, and the
+report is made from the archives (as scripts/report.py does).
 """
 
 import argparse
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from bipolar import cli
 from bipolar.environment import command
 from bipolar.errors import ConfigError, nearest
 from bipolar.runs import is_done, read_run, reuse, run_folder
@@ -28,20 +30,6 @@ from experiments.reporting import provenance
 
 ROOT = CONFIGS.parent
 EXPERIMENTS = CONFIGS / "experiment"
-
-
-def run_to_its_end(command: list[str]) -> int:
-    """Run a command that saves itself when it is signalled, and wait for it; returns its exit status."""
-    child = subprocess.Popen(command)
-    # Ctrl-C reaches the child by itself, as everything in the terminal; SIGTERM reaches this process alone.
-    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child.send_signal(number)}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        status = child.wait()
-        return status if status >= 0 else 128 - status  # negative: it died of a signal
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def main() -> int:
@@ -79,22 +67,28 @@ def main() -> int:
             parser.exit(2, f"error: {error}\n")
         print(f"{taken} runs taken over from the archives in {results}", flush=True)
     claims: dict[str, list[Path]] = {}
+    jobs: dict[str, DictConfig] = {}  # by run id: what several grids share is made once
     for part in parts:
-        overrides = [f"experiment={args.profile}/{part}", f"output_root={args.output_root}", *args.overrides]
-        folders = [run_folder(cfg) for cfg in expand(overrides)]
+        grid = expand([f"experiment={args.profile}/{part}", f"output_root={args.output_root}", *args.overrides])
+        folders = [run_folder(cfg) for cfg in grid]
         claims.setdefault(claim_of(part), []).extend(folders)
         for folder in folders:
             reuse(folder)
-        missing = sum(not is_done(folder) for folder in folders)
-        if missing:
-            print(f"{args.profile}/{part}: {missing} of {len(folders)} runs to do", flush=True)
-            sweep = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *overrides]
-            if args.workers > 1:
-                sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={args.workers}"]
-            status = run_to_its_end(sweep)
-            if status > 128:
-                return status  # asked to stop; what was running is saved
+        to_do = {folder.name: cfg for folder, cfg in zip(folders, grid, strict=True) if not is_done(folder)}
+        if to_do:
+            print(f"{args.profile}/{part}: {len(to_do)} of {len(folders)} runs to do", flush=True)
+        for name, cfg in to_do.items():
+            jobs.setdefault(name, cfg)
+    if jobs:
+        try:
+            status = cli.run_jobs(list(jobs.values()), args.workers)
+        except ConfigError as error:
+            parser.exit(2, f"error: {error}\n")
+        if status > 128:
+            return status  # asked to stop; what was running is saved
     folders = [folder for members in claims.values() for folder in members]
+    for folder in folders:
+        reuse(folder)
     missing = sum(not is_done(folder) for folder in folders)
     if missing:
         print(

@@ -30,6 +30,9 @@ DATA_SETS = {
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "ptb": "Penn Treebank as characters",
+    "text8": "Text8",
+    "python_docs": "the documentation that ships with Python, as characters",
 }
 
 
@@ -227,11 +230,14 @@ def _part(name: str, runs: list[Run]) -> str:
     steps = _distinct(run.summary["total_steps"] for run in runs)
     end = "overflowed" if steps == [0] else "diverged"
     count = f"{len(runs)} runs" + (f", {diverged} of them {end}" if diverged else "")
-    batch = _listed(_distinct(config.trainer.batch_size for config in configs))
+    batch = _listed(_distinct(config.trainer.batch_size for config in configs)) + " samples"
+    if "sequence_length" in configs[0].dataset:
+        lengths = _listed(_distinct(config.dataset.sequence_length for config in configs))
+        batch = batch.replace(" samples", f" sequences of {lengths} characters")
     training = (
-        f"none: the networks as initialized, one batch of {batch} samples"
+        f"none: the networks as initialized, one batch of {batch}"
         if steps == [0]
-        else f"{_listed(steps)} updates of {batch} samples; {_choice(configs, 'optimizer')}; learning rate schedule "
+        else f"{_listed(steps)} updates of {batch}; {_choice(configs, 'optimizer')}; learning rate schedule "
         f"{_listed(_distinct(config.scheduler.name for config in configs))}"
     )
     activations = _listed(_distinct(label(run.activation) for run in runs))
@@ -240,7 +246,7 @@ def _part(name: str, runs: list[Run]) -> str:
         f"activations: {activations}" + (f" ({how})" if how else ""),
         f"seeds: {_seeds(_distinct(run.seed for run in runs))}",
         f"network: {_choice(configs, 'network')}",
-        f"data: {_data(configs)}",
+        f"data: {_data(runs)}",
         f"initialization: {_choice(configs, 'init')}",
         f"training: {training}",
     ]
@@ -259,13 +265,16 @@ def _choice(configs: Sequence[Any], group: str) -> str:
     return "; ".join(texts)
 
 
-def _data(configs: Sequence[Any]) -> str:
+def _data(runs: Sequence[Run]) -> str:
     texts = []
-    for name in _distinct(data_name(config) for config in configs):
-        members = [config.dataset for config in configs if data_name(config) == name]
-        options = _options(members, only={"train_size", "shape", "separation", "mean"})
+    for name in _distinct(data_name(run.config) for run in runs):
+        those = [run for run in runs if data_name(run.config) == name]
+        members = [run.config.dataset for run in those]
+        options = _options(members, only={"train_size", "shape", "separation", "mean", "evaluation_size"})
         augmented = _options([member.get("augment", {}) for member in members], leave={"padding_mode"})
-        details = "; ".join([options] * bool(options) + [f"augmented: {augmented}"] * bool(augmented))
+        digests = _listed(_distinct(run.environment["text"]["digest"] for run in those if "text" in run.environment))
+        found = {"{}": options, "augmented: {}": augmented, "digest of the text {}": digests}
+        details = "; ".join(form.format(value) for form, value in found.items() if value)
         texts.append(f"{name} ({details})" if details else name)
     return "; ".join(texts)
 

@@ -1,0 +1,52 @@
+"""What a user waits for: starting a run, help, skipping a finished run; and a sweep in parallel against one in turn.
+
+The peer of a start is `import torch` in the same Python, below which no start of a training can go.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.timing import Case
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("network.depth=4", "network.width=64", "trainer.epochs=20")
+
+
+def seconds(*command: str) -> Callable[[], float]:
+    def action() -> float:
+        started = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    return action
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    root = tempfile.mkdtemp(prefix="bipolar-bench-")
+    train = (sys.executable, "scripts/train.py")
+    bare = seconds(sys.executable, "-c", "import torch")
+    fresh = iter(range(10**6))
+
+    def first_step() -> float:
+        return seconds(*train, "trainer.max_steps=1", f"output_root={root}/{next(fresh)}")()
+
+    seconds(*train, "trainer.max_steps=1", f"output_root={root}/done")()
+    skipped = seconds(*train, "trainer.max_steps=1", f"output_root={root}/done")
+    yield Case("from shell to the end of a run of one step", "import torch", first_step, bare, None, times_itself=True)
+    yield Case("--help", "import torch", seconds(*train, "--help"), bare, None, times_itself=True)
+    yield Case("skipping a finished run", "import torch", skipped, bare, None, times_itself=True)
+    if quick:
+        return
+
+    def sweep(*launcher: str) -> Callable[[], float]:
+        grid = ("-m", "seed=range(8)", *SMALL)
+        return lambda: seconds(*train, *grid, *launcher, f"output_root={root}/{next(fresh)}")()
+
+    parallel = sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    yield Case("8 runs, joblib launcher", "one after another", parallel, sweep(), 1.7, speedup=True, times_itself=True)

@@ -1,0 +1,89 @@
+"""The whole trainer (data, augmentation, records, statistics) against bare loops of the same network and precision."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.timing import Case, synchronize
+from bipolar.networks.cnn import CNN
+from bipolar.run import run
+from bipolar.sweep import compose
+
+BATCH = 128
+AUGMENT = "dataset.augment={crop: 4, padding_mode: zero, flip: true}"
+
+
+def _network(device: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = CNN((3, 32, 32), 10, torch.nn.ReLU, (32, 32, 64, 64)).to(device, memory_format=torch.channels_last)
+    return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+
+
+def _train(batches, device: str) -> float:
+    """Seconds of training on these batches, the first of which does not count."""
+    model, optimizer = _network(device)
+    started = 0.0
+    for index, (inputs, targets) in enumerate(batches):
+        if index == 1:
+            synchronize()
+            started = time.perf_counter()
+        inputs, targets = inputs.to(device, memory_format=torch.channels_last), targets.to(device)
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    synchronize()
+    return time.perf_counter() - started
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 20 if quick else 50
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH * size, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, len(images))
+    folder = Path(tempfile.mkdtemp(prefix="bipolar-bench-"))
+    np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images[:BATCH], y_test=labels[:BATCH])
+    count = iter(range(10**6))
+
+    def ours() -> float:
+        """Seconds per update."""
+        summary = run(
+            compose(
+                ["network=cnn", "network.widths=[32,32,64,64]", "activation=relu", "dataset=npz", AUGMENT,
+                 f"dataset.path={folder}/images.npz", "dataset.valid_fraction=0.02", "trainer.precision=float32",
+                 f"trainer.max_steps={size - 2}", f"output_root={folder}/{next(count)}"]
+            )
+        )  # fmt: skip
+        return BATCH / float(summary["images_per_second"])
+
+    def resident() -> float:
+        batch = torch.randn(BATCH, 3, 32, 32, device=device), torch.randint(10, (BATCH,), device=device)
+        return _train([batch] * size, device) / (size - 1)
+
+    def loader() -> float:
+        from torch.utils.data import DataLoader, Dataset
+        from torchvision import transforms
+
+        class Images(Dataset):
+            transform = transforms.Compose(
+                [transforms.ToPILImage(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(),
+                 transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.25] * 3)]
+            )  # fmt: skip
+
+            def __len__(self) -> int:
+                return len(images)
+
+            def __getitem__(self, index: int):
+                return self.transform(images[index]), int(labels[index])
+
+        return _train(DataLoader(Images(), BATCH, shuffle=True, num_workers=2), device) / (size - 1)
+
+    name = "trainer, CNN 32 32 64 64, batch 128, crop and flip"
+    yield Case(name, "bare loop over one resident batch", ours, resident, 0.95, speedup=True, times_itself=True)
+    yield Case(name, "hand-written loop, DataLoader with 2 workers", ours, loader, 2.0, speedup=True, times_itself=True)
