@@ -78,11 +78,15 @@ class Measurement:
         return {**asdict(self), "met": self.met}
 
 
+FEWEST, BUDGET = 5, 20.0
+"""After so many seconds a case has enough pairs of samples, if it has so many."""
+
+
 def measure(group: str, case: Case, limits: Limits, repeats: int, shortest: float) -> Measurement:
     """Measure a case.
 
     Args:
-        repeats: pairs of samples; an odd number has a median that was measured.
+        repeats: pairs of samples, fewer where they take long.
         shortest: seconds; a sample repeats its action until it takes that long.
     """
     ours, theirs = (_timer(action, case.times_itself, shortest) for action in (case.ours, case.theirs))
@@ -90,7 +94,10 @@ def measure(group: str, case: Case, limits: Limits, repeats: int, shortest: floa
     gc.collect()
     gc.disable()
     try:
+        started = time.perf_counter()
         for turn in range(repeats):
+            if turn >= FEWEST and time.perf_counter() - started > BUDGET:
+                break
             if turn % 2:
                 b, a = theirs(), ours()
             else:
@@ -99,12 +106,12 @@ def measure(group: str, case: Case, limits: Limits, repeats: int, shortest: floa
     finally:
         gc.enable()
     ratios = [b / a if case.speedup else a / b for a, b in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if repeats > 1 else ratios * 3
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     seconds = statistics.median(a for a, _ in pairs)
     least = limits.seconds(case)
     return Measurement(
         group=group, name=case.name, peer=case.peer, ratio=middle, low=low, high=high, target=case.target,
-        speedup=case.speedup, seconds=seconds, peer_seconds=statistics.median(b for _, b in pairs), repeats=repeats,
+        speedup=case.speedup, seconds=seconds, peer_seconds=statistics.median(b for _, b in pairs), repeats=len(pairs),
         fraction_of_limit=least / seconds if least else None,
     )  # fmt: skip
 
