@@ -213,6 +213,8 @@ class SignAnalysis:
         """Modules (by id) that change their input in place, which is read elsewhere too."""
         self._tensors: dict[int, list[int]] = {}
         self._demands: list[_Demand] = []
+        self._handed_on: set[fx.Node] = set()
+        """States that recurrent layers hand out where they are handed one in."""
         # For each node: what is known of its signs, None for "all +, of any number", or _NO_TENSOR
         self._known: dict[fx.Node, Any] = {}
         for node in _trace(model).nodes:
@@ -268,9 +270,11 @@ class SignAnalysis:
         return None
 
     def _output(self, node: fx.Node) -> Any:
-        for source in node.all_input_nodes:
+        # a state that comes in from outside and is handed out again keeps the signs of its network
+        sources = [source for source in node.all_input_nodes if source not in self._handed_on]
+        for source in sources:
             self._ask_for_plus(self._tensor(source), "the output has flipped features")
-        if any(isinstance(self._tensor(source), _Features) for source in node.all_input_nodes):
+        if any(isinstance(self._tensor(source), _Features) for source in sources):
             self._row(node, "output", "no feature of it is flipped")
         return None
 
@@ -381,7 +385,10 @@ class SignAnalysis:
             self._row(node, name, "is linear in each feature")
             return source if _argument(node, 2, "keepdim", False) else _Features(source.unknowns)
         if target is operator.getitem and isinstance(pair := self._known[node.all_input_nodes[0]], tuple):
-            return pair[int(str(node.args[1]))]
+            index = int(str(node.args[1]))
+            if index == 1 and node.all_input_nodes[0] in self._handed_on:
+                self._handed_on.add(node)
+            return pair[index]
         if target is operator.getitem and source is not None:
             return self._slice(node, source)
         if target is F.pad and source is not None:
@@ -466,6 +473,7 @@ class SignAnalysis:
             self._ask_to_agree(features.unknowns, self._plus(module.width), 1, reason)
         else:
             self._ask_to_agree(features.unknowns, source.unknowns, 1, reason)
+        self._state(node, features)
         kinds: dict[str, nn.Module] = {}
         for activation in module.activations:
             self.feature_dims[id(activation)] = 1
@@ -487,7 +495,21 @@ class SignAnalysis:
         self._row(
             node, f"{module.depth} recurrent layers", f"is S f(S x) in every layer and stream: {', '.join(kinds)}"
         )
-        return features, _NO_TENSOR
+        return features, features
+
+    def _state(self, node: fx.Node, features: _Features) -> None:
+        """Look at the state that recurrent layers start from: zeros have no sign, what comes from outside is theirs."""
+        state = _argument(node, 1, "state", None)
+        if state is None:
+            return
+        reason = "starts from a state that does not have the signs of its layers"
+        known = self._tensor(state)
+        if known is not None and len(known.unknowns) == len(features.unknowns):
+            self._ask_to_agree(features.unknowns, known.unknowns, 1, reason)
+        elif state.op == "placeholder":
+            self._handed_on.add(node)
+        elif not (state.op == "get_attr" and not operator.attrgetter(str(state.target))(self._model).any()):
+            self._ask_for_plus(features, reason)
 
     def _plus(self, count: int) -> list[int]:
         unknowns = self.signs.new(count)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bipolar.activations import Bipolar
+from bipolar.activations import BatchAxisReLU, Bipolar
 from bipolar.errors import ConfigError, check_bool, check_choice, check_float, check_int
 from bipolar.networks import Layer, MakeActivation
 from bipolar.networks.wavefront import Activation, Masks, Observer, Wiring, cell_by_cell, wavefront
@@ -23,6 +23,14 @@ from bipolar.networks.wavefront import Activation, Masks, Observer, Wiring, cell
 EMBEDDINGS = ("fixed", "learned")
 SKIPS = ("step", "sequence")
 ENGINES = ("auto", "wavefront", "loop")
+
+
+ELEMENTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid,
+    nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Threshold, nn.Tanh, nn.Softsign, nn.Tanhshrink,
+    nn.Hardshrink, nn.Softshrink, nn.Identity,
+)  # fmt: skip
+"""Activations that many cells can go through at once: functions of each element alone, without parameters."""
 
 
 class Cell(nn.Module):
@@ -104,12 +112,16 @@ class RecurrentStack(nn.Module):
         layer, or once a cell."""
         if engine == "wavefront" and self._common_activation() is None:
             raise ConfigError(
-                f"engine=wavefront is not possible with {self.activations[0]}: it is for activations of torch or of "
-                "bipolar that have no parameters and do not work in place; choose auto or loop"
+                f"engine=wavefront is not possible with {type(self.activations[0]).__name__}: it is for element-wise "
+                "activations of torch, and their bipolar versions, that have no parameters, draw no numbers and do not "
+                "work in place; choose auto or loop"
             )
 
-    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`state`: the activations of all layers before the first time; None: zeros."""
         x = x.transpose(0, 1)
+        if state is None:
+            state = x.new_zeros(self.depth, x.shape[1], self.width)
         masks = self.draw_masks(x) if self.training else Masks()
         activation = None if self.engine == "loop" else self._common_activation()
         if activation is None:
@@ -137,12 +149,15 @@ class RecurrentStack(nn.Module):
     def _common_activation(self) -> Activation | None:
         """The activation of all layers, for tensors [B, H, cells]; None where each layer must use its own on [B, H]."""
         first = self.activations[0]
-        known = type(first).__module__.startswith(("torch.nn.", "bipolar."))
-        if not known or any(True for _ in first.parameters()) or _works_in_place(first):
+        if isinstance(first, BatchAxisReLU):
+            is_known = True  # the batch comes first there too
+        else:
+            is_known = type(first.fn if isinstance(first, Bipolar) else first) in ELEMENTWISE
+        if not is_known or any(getattr(module, "inplace", False) for module in first.modules()):
             return None
-        if isinstance(first, Bipolar) and first.dim == -1:
-            return Bipolar(first.fn, 1, first.pattern)
-        return first
+        if any(type(each) is not type(first) or repr(each) != repr(first) for each in self.activations):
+            return None
+        return Bipolar(first.fn, 1, first.pattern) if isinstance(first, Bipolar) else first
 
     def draw_masks(self, x: Tensor) -> Masks:
         """What is random in one pass over x [T, B, H], from torch's global generator."""
@@ -167,10 +182,6 @@ class RecurrentStack(nn.Module):
 
 # Its loops over diagonals are for eager execution: torch.compile compiles what is around it.
 _wavefront = torch.compiler.disable(wavefront)
-
-
-def _works_in_place(module: nn.Module) -> bool:
-    return any(getattr(each, "inplace", False) for each in module.modules())
 
 
 class RNN(nn.Module):
@@ -249,17 +260,15 @@ class RNN(nn.Module):
             self.output.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`state`: the activations of all layers before the first character, [L, B, H]; None: zeros."""
+        """`state`: see `RecurrentStack`."""
         x = self.embedding(tokens)
         if self.embedding_scale != 1:
             x = x * self.embedding_scale
-        if state is None:
-            state = self.initial_state(tokens)
         x, state = self.stack(x, state)
         return self.output(x), state
 
     def initial_state(self, tokens: Tensor) -> Tensor:
-        """Zeros [L, B, H]."""
+        """What a forward pass starts from where it is given no state: zeros [L, B, H]."""
         return self.stack.weight.new_zeros(self.stack.depth, len(tokens), self.stack.width)
 
     def layers(self) -> list[Layer]:
@@ -281,8 +290,8 @@ class RNN(nn.Module):
         """
         batch = len(tokens)
         x = self.embedding(torch.randint_like(tokens[:, 0], self.embedding.num_embeddings)) * self.embedding_scale
-        state = torch.randn_like(self.initial_state(tokens))
         stack = self.stack
+        state = torch.randn(stack.depth, batch, stack.width, dtype=x.dtype, device=x.device)
         stream, _ = cell_by_cell(
             x.view(1, batch, -1), state, list(stack.cells), list(stack.activations), stack.wiring, Masks()
         )

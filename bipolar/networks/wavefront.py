@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class Masks:
     inputs_scale: float = 1.0
     recurrent: Tensor | None = None
     skips: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Masks:
+        """With factors of this dtype."""
+        recurrent = None if self.recurrent is None else self.recurrent.to(dtype)
+        return replace(self, recurrent=recurrent, skips=None if self.skips is None else self.skips.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def wavefront(
     is_mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if is_mixed else weight.dtype
     arguments = (inputs.to(dtype), state.to(dtype), weight.to(dtype), bias.to(dtype))
+    masks = masks.to(dtype)
     with torch.autocast(device, enabled=False) if is_mixed else nullcontext():
         stream, final = _Wavefront.apply(*arguments, activation, wiring, masks, observe)
     return stream, final
@@ -214,7 +220,7 @@ class _Wavefront(torch.autograd.Function):
                 x_here[first - low :].mul_(grid.cells(masks.inputs, first, high, shift=-1)).mul_(masks.inputs_scale)
             previous = grid.cells(h, low, high, later=1)
             if masks.recurrent is not None:
-                previous = previous * masks.recurrent[here].to(previous.dtype)
+                previous = previous * masks.recurrent[here]
             pre_here = grid.cells(pre, low, high)
             torch.baddbmm(bias[here, None], previous, u[here], out=pre_here)
             torch.baddbmm(pre_here, x_here, w[here], out=pre_here)
@@ -257,7 +263,10 @@ class _Wavefront(torch.autograd.Function):
                 grad_here[0] = grad_final[low]
                 ahead = low + 1
             if ahead <= high:
-                _through(grid, pre, u, recurrent, ahead, high, later=-1, out=grad_here[ahead - low :])
+                through = grad_here[ahead - low :]
+                torch.bmm(grid.cells(pre, ahead, high, later=-1), u[ahead : high + 1], out=through)
+                if recurrent is not None:
+                    through.mul_(recurrent[ahead : high + 1])
             # (l + 1, t) reads h[l, t], or the stream where a block begins.
             above = min(high, layers - 2)
             if low <= above:
@@ -298,15 +307,6 @@ def _gather_inputs(grid: _Grid, h: Tensor, stream: Tensor, x: Tensor, block_size
     if starts := grid.at_place(0, block_size):
         at = slice(starts[0] - grid.first, starts[1] - grid.first + 1, block_size)
         x[at] = grid.cells(stream, *starts, step=block_size)
-
-
-def _through(
-    grid: _Grid, pre: Tensor, matrices: Tensor, factors: Tensor | None, low: int, high: int, *, later: int, out: Tensor
-) -> None:
-    """Gradients of the pre-activations of the cells at `later`, through their matrices and then their factors."""
-    torch.bmm(grid.cells(pre, low, high, later=later), matrices[low : high + 1], out=out)
-    if factors is not None:
-        out.mul_(factors[low : high + 1])
 
 
 def _through_activation(activation: Activation, pre: Tensor, grad: Tensor) -> Tensor:
