@@ -76,24 +76,27 @@ def _weight(linear: nn.Module) -> Tensor:
     return weight
 
 
-def _gains(layers: list[Layer]) -> list[float]:
-    """For each layer the gain of the activation that feeds it; the first layer is fed by data of variance 1.
+def _gains(layers: list[Layer]) -> tuple[list[float], list[float]]:
+    """For each layer the gain of what feeds it, and that of its own activation (which a recurrent layer reads as well).
 
-    With the gain of the activation in front (not behind) every pre-activation has variance 1, which is what the
-    gain is computed for; it matters where f is not homogeneous, as ELU. A layer without an activation (a projection on
-    a shortcut) passes on that of the layer before it.
+    The first layer is fed by data of variance 1. With the gain of the activation in front (not behind) every
+    pre-activation has variance 1, which is what the gain is computed for; it matters where f is not homogeneous, as
+    ELU. A layer without an activation (a projection on a shortcut) passes on that of the layer before it. The stream of
+    a recurrent network is made of an embedding of variance 1 and of activations.
     """
-    gains = [1.0]
+    gains, own = [1.0], []
     known: dict[bytes, float] = {}  # a thousand layers mostly have the same activation, and a gain takes milliseconds
-    for layer in layers[:-1]:
+    for layer in layers:
         if layer.activation is None:
-            gains.append(gains[-1])
-            continue
-        fingerprint = _fingerprint(layer.activation)
-        if fingerprint not in known:
-            known[fingerprint] = gain(layer.activation)
-        gains.append(known[fingerprint])
-    return gains
+            own.append(gains[-1])
+        else:
+            fingerprint = _fingerprint(layer.activation)
+            if fingerprint not in known:
+                known[fingerprint] = gain(layer.activation)
+            own.append(known[fingerprint])
+        share = layer.linear.embedding_share_behind if isinstance(layer.linear, Cell) else None
+        gains.append(own[-1] if share is None else 1 / math.sqrt(share + (1 - share) / own[-1] ** 2))
+    return gains[:-1], own
 
 
 @torch.no_grad()
@@ -140,13 +143,12 @@ class _DrawnWeights:
     def __call__(self, model: nn.Module, inputs: Tensor | None = None) -> Report:
         layers = layers_of(model)
         report = []
-        gains = _gains(layers)
-        for index, layer in enumerate(layers):
+        gains, recurrent_gains = _gains(layers)
+        for layer, layer_gain, recurrent_gain in zip(layers, gains, recurrent_gains, strict=True):
             if isinstance(layer.linear, Cell):
-                # behind it stands its own activation, in front of the next layer
-                self.draw_recurrent(layer.linear, gains[index], gains[index + 1])
+                self.draw_recurrent(layer.linear, layer_gain, recurrent_gain)
             else:
-                self.draw(_weight(layer.linear), gains[index], fan_in(layer.linear))
+                self.draw(_weight(layer.linear), layer_gain, fan_in(layer.linear))
             report.append(_finish(layer, self.weight_mean))
         return report
 

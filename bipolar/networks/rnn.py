@@ -62,6 +62,12 @@ class Cell(nn.Module):
         return self._stack[0].bias[self.index]
 
     @property
+    def embedding_share_behind(self) -> float | None:
+        """Of the stream that is read behind this layer, see `Wiring`; None where the layer itself is read."""
+        blocks, place = divmod(self.index + 1, self._stack[0].wiring.block_size)
+        return self._stack[0].wiring.embedding_share(blocks) if place == 0 else None
+
+    @property
     def gradient(self) -> Tensor | None:
         """Of `weight`."""
         gradient = self._stack[0].weight.grad

@@ -60,6 +60,10 @@ class Wiring:
     def branch_factor(self) -> float:
         return math.sqrt(1 - self.stream_factor**2)
 
+    def embedding_share(self, blocks: int) -> float:
+        """How much of the stream's second moment behind so many blocks is the embedding's; the rest is the blocks'."""
+        return float(self.stream_factor ** (2 * blocks))
+
 
 def cell_by_cell(
     inputs: Tensor,
