@@ -153,7 +153,7 @@ def figure(runs: list[Run]) -> Figure:
     drawn, axes = panels(len(found), 4)
     for row, (title, members) in zip(axes, found.items(), strict=True):
         chosen = training.chosen(members)
-        draw(row[0], chosen, train_bits, f"Training loss, {title}", "step (updates)", "bits per character")
+        draw(row[0], chosen, train_bits, f"Training loss, {title}", "step (updates)", "bits per character", log=True)
         ended = [run for run in chosen if not has_diverged(run)]
         mean = layers("mean")
         size = lambda run, mean=mean: (mean(run)[0], np.abs(mean(run)[1]))
