@@ -139,18 +139,30 @@ def test_reproduce_refuses_wrong_arguments_in_one_line(arguments: list[str], mes
 
 
 def test_reproduce_from_the_archive_runs_only_what_it_lacks(tmp_path: Path) -> None:
-    places = ["--output-root", "first", "--results", "results/", "--workers", "1"]
-    small = ["trainer.max_steps=1", "optimizer.momentum=0.5", "seed=0", "optimizer.lr=0.01"]
-    assert reproduce(*places, *small, cwd=tmp_path).returncode == 0
+    # a profile of two experiments: the list of them is looked up in a folder of this test
+    for name in ("batch_axis", "symmetry"):
+        (tmp_path / "experiments" / "quick").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "experiments" / "quick" / f"{name}.yaml").touch()
+    run_it = f"import reproduce; reproduce.EXPERIMENTS = reproduce.Path({str(tmp_path / 'experiments')!r}); "
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); {run_it}sys.exit(reproduce.main())"
+    small = ["trainer.max_steps=1", "optimizer.momentum=0.5", "seed=0", "optimizer.lr=0.01", "network.pool=max"]
+
+    def again(output_root: str, *arguments: str) -> str:
+        command = [sys.executable, "-c", code, "--output-root", output_root, "--results", "results/", "--workers", "1"]
+        done = subprocess.run([*command, *arguments, *small], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    again("first")
     archives = {path: path.read_bytes() for path in (tmp_path / "results").rglob(records.RECORDS)}
-    places[1] = "second"
-    done = reproduce(*places, "--from-archive", *small, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.match(r"[1-9]\d* runs taken over from the archives in results/quick\nnothing to do", done.stdout)
-    (tmp_path / "results" / "quick" / "symmetry" / records.RECORDS).unlink()
-    places[1] = "third"
-    done = reproduce(*places, "--from-archive", *small, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^(\S+): \d+ of \d+ runs to do$", done.stdout, re.MULTILINE) == ["quick/symmetry"]
-    lasting = [path for path in archives if path.parent.name != "symmetry"]
-    assert all(path.read_bytes() == archives[path] for path in lasting)
+    assert len(archives) == 2
+    assert re.match(
+        r"7 runs taken over from the archives in results/quick\nnothing to do", again("second", "--from-archive")
+    )
+    symmetry = tmp_path / "results" / "quick" / "symmetry" / records.RECORDS
+    symmetry.unlink()
+    assert re.findall(r"^(\S+): \d+ of \d+ runs to do$", again("third", "--from-archive"), re.MULTILINE) == [
+        "quick/symmetry"
+    ]
+    assert symmetry.exists()
+    assert all(path.read_bytes() == content for path, content in archives.items() if path != symmetry)
