@@ -222,7 +222,7 @@ _tried: set[str] = set()
 
 
 def _try_network(cfg: DictConfig) -> None:
-    samples = OmegaConf.create({key: cfg.dataset.get(key) for key in ("name", "shape", "classes")})
+    samples = OmegaConf.create({key: cfg.dataset.get(key) for key in ("name", "shape", "classes", "sequence_length")})
     parts = [OmegaConf.to_container(part, resolve=True) for part in (cfg.activation, cfg.network, samples)]
     key = json.dumps([*parts, cfg.twin], default=str)
     if key not in _tried:

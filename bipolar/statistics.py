@@ -211,9 +211,8 @@ class ActivationStatistics:
     def _gradient_norms(self, like: Tensor) -> Tensor:
         """[layers, 1]."""
         found = [gradient_of(linear) for linear in self._linears]
-        gradients = [gradient.float() for gradient in found if gradient is not None]
-        if len(gradients) < len(found):
-            return like.new_full((len(found), 1), torch.nan)
+        nothing = like.new_full((1,), torch.nan)
+        gradients = [nothing if gradient is None else gradient.float() for gradient in found]
         return torch.stack(torch._foreach_norm(gradients))[:, None]
 
     def remove(self) -> None:

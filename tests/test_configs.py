@@ -41,9 +41,25 @@ def test_every_folder_is_tested():
     assert {path.name for path in sweep.CONFIGS.iterdir() if path.is_dir()} == {*GROUPS, "hydra", "experiment"}
 
 
+TEXTS = [name for name in choices("dataset") if "sequence_length" in sweep.compose([f"dataset={name}"]).dataset]
+
+
+def with_its_like(group: str, name: str) -> list[str]:
+    """The choice, and what goes with it: a text is read by a recurrent network."""
+    if group == "dataset" and name in TEXTS:
+        return [f"dataset={name}", "network=rnn"]
+    if (group, name) == ("network", "rnn"):
+        return ["network=rnn", "dataset=ptb"]
+    return [f"{group}={name}"]
+
+
+def test_the_texts_are_known():
+    assert TEXTS == ["ptb", "python_docs", "text", "text8"]
+
+
 @pytest.mark.parametrize(("group", "name"), ALL)
 def test_every_choice_composes_and_passes_the_check(group, name):
-    build.check(sweep.compose([f"{group}={name}"]))
+    build.check(sweep.compose(with_its_like(group, name)))
 
 
 @pytest.mark.parametrize(("group", "name"), NAMED)
@@ -60,7 +76,8 @@ def test_every_target_is_there(group, name):
 @pytest.mark.parametrize("activation", choices("activation"))
 @pytest.mark.parametrize("network", choices("network"))
 def test_every_activation_goes_with_every_network(activation, network):
-    build.check(sweep.compose([f"activation={activation}", f"network={network}", "dataset=cifar10"]))
+    dataset = "ptb" if network == "rnn" else "cifar10"
+    build.check(sweep.compose([f"activation={activation}", f"network={network}", f"dataset={dataset}"]))
 
 
 @pytest.mark.parametrize("sweep_name", choices("sweep"))
@@ -71,9 +88,10 @@ def test_every_job_of_a_ready_made_grid_passes_the_check(sweep_name):
         build.check(cfg)
 
 
-@pytest.mark.parametrize("dataset", ["digits", "gaussian"])
+@pytest.mark.parametrize("dataset", ["digits", "gaussian", "python_docs"])
 def test_data_sets_that_need_no_download_train_as_they_are(dataset, tmp_path):
-    assert run(sweep.compose([f"dataset={dataset}", "trainer.max_steps=1", f"output_root={tmp_path}"]))["steps"] == 1
+    options = with_its_like("dataset", dataset) + ["dataset.evaluation_size=500"] * (dataset in TEXTS)
+    assert run(sweep.compose([*options, "trainer.max_steps=1", f"output_root={tmp_path}"]))["steps"] == 1
 
 
 def test_without_a_choice_the_run_is_complete():

@@ -58,6 +58,14 @@ def by_step(folder: Path) -> tuple[list[dict], list[dict]]:
     return metrics, activations
 
 
+def null_for_nan(rows: list[dict]) -> list[dict]:
+    """As the run folder's files have it."""
+    return [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
 # --- Weights & Biases -------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +176,7 @@ every_job = pytest.mark.parametrize("job", [0, 1, 2], ids=["first", "failed", "a
 @every_job
 def test_wandb_history_is_that_of_the_run_folder(wandb_sweep, job):
     metrics, activations = by_step(wandb_sweep[job])
-    history = read_wandb(wandb_sweep[job]).history
+    history = null_for_nan(read_wandb(wandb_sweep[job]).history)
     assert [row for row in history if "epoch" in row] == metrics
     assert [row for row in history if "epoch" not in row] == activations
     assert len(metrics) >= 1
@@ -250,7 +258,10 @@ def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag) if not math.isnan(event.value)]
+        for tag in events.Tags()["scalars"]
+    }
 
 
 def curves(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:

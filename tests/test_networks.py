@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from bipolar import BELU, BLeakyReLU, BReLU, build, sweep
 from bipolar.activations import PATTERNS, signs
 from bipolar.errors import ConfigError
-from bipolar.networks import Network, layers_of
+from bipolar.networks import Network, Recurrent, layers_of
 from bipolar.networks.cnn import CNN, POOLS
 from bipolar.networks.mlp import MLP
 from bipolar.networks.normalization import NORMS, groups_for, make_norm
@@ -449,7 +449,12 @@ def test_every_config_builds(network, activation):
     cfg = sweep.compose([f"network={network}", f"activation={activation}"])
     with torch.device("meta"):
         model = build.network(cfg, (3, 32, 32), 10)
-        y = model(torch.empty(2, 3, 32, 32))
+        if isinstance(model, Recurrent):
+            y, state = model(torch.zeros(2, 7, dtype=torch.long))
+            assert state.shape == (8, 2, 128)
+            y = y[:, -1]
+        else:
+            y = model(torch.empty(2, 3, 32, 32))
     names = [layer.name for layer in layers_of(model)]
     assert y.shape == (2, 10)
     assert len(set(names)) == len(names)

@@ -151,7 +151,7 @@ def check_equal(cfg, reference):
     """The run is finished and no different from the uninterrupted `reference`."""
     assert records(cfg) == records(reference)
     state, wanted = load(cfg), load(reference)
-    for key in ("model", "optimizer", "schedule", "scaler", "random", "step", "last", "best", "images_seen"):
+    for key in ("model", "optimizer", "schedule", "scaler", "random", "step", "state", "last", "best", "samples_seen"):
         assert same(state[key], wanted[key]), key
     summary, expected = (read_run(run_folder(c)).summary for c in (cfg, reference))
     assert summary["status"] == expected["status"] == "finished"

@@ -75,19 +75,22 @@ def record(model):
     return tensors
 
 
-def expected_row(pairs, dim=1):
-    """The fields of one layer, in float64."""
+def expected_row(pairs, dim=1, gradient=None):
+    """The fields of one layer, in float64; `gradient`: that of its weights."""
     pre, post = (torch.cat(tensors).double().movedim(dim, 0).flatten(1).numpy() for tensors in zip(*pairs, strict=True))
     row = {"zero_fraction": (post == 0).mean(), "max_abs": np.abs(post).max()}
     for prefix, x in (("", post), ("pre_", pre)):
         row[prefix + "mean"] = x.mean()
         row[prefix + "variance"] = x.var()
         row[prefix + "channel_mean_norm"] = np.sqrt(np.mean(x.mean(1) ** 2))
+    row["gradient_norm"] = np.nan if gradient is None else np.linalg.norm(gradient.double().numpy())
     return [row[field] for field in FIELDS]
 
 
 def expected(model, tensors, dim=1):
-    return torch.tensor([expected_row(tensors[layer.name], dim) for layer in layers_of(model)[:-1]])
+    return torch.tensor(
+        [expected_row(tensors[layer.name], dim, layer.linear.weight.grad) for layer in layers_of(model)[:-1]]
+    )
 
 
 def measure(statistics, model, chunks):
@@ -99,7 +102,12 @@ def measure(statistics, model, chunks):
 
 def check(found, wanted, rtol=1e-5, atol=1e-6):
     assert found.dtype == torch.float32
-    assert_close(found.double(), wanted, rtol=rtol, atol=atol)
+    assert_close(found.double(), wanted, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def check_same(found, wanted):
+    """Bit for bit; where there are no gradients their norm is NaN."""
+    assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 # -- the figures -----------------------------------------------------------------------------------------------------
@@ -193,6 +201,35 @@ def test_bfloat16_autocast(network):
     check(found, expected(model, tensors))
 
 
+@every_network
+@every_activation
+def test_gradient_norms_are_those_of_the_weights_when_it_is_taken(network, activation):
+    """Of a whole step: gradients that are accumulated count as one."""
+    model, shape = make(network, activation)
+    statistics = ActivationStatistics(model, inputs(shape, 2))
+    tensors = record(model)
+    with statistics.measuring():
+        for chunk in chunks_for(shape):
+            F.cross_entropy(model(chunk), torch.arange(len(chunk)) % 5).backward()
+    found = statistics.take()
+    assert FIELDS[-1] == "gradient_norm"
+    assert (found[:, -1] > 0).all()
+    check(found, expected(model, tensors))
+    model.zero_grad()
+    assert measure(statistics, model, [inputs(shape, 3)])[:, -1].isnan().all()
+
+
+@every_network
+def test_a_layer_that_does_not_learn_hides_no_other_gradient(network):
+    model, shape = make(network)
+    layers = model.layers()
+    layers[1].linear.weight.requires_grad_(False)
+    statistics = ActivationStatistics(model, inputs(shape, 2))
+    with statistics.measuring():
+        model(inputs(shape, 8)).square().sum().backward()
+    assert statistics.take()[:, -1].isnan().tolist() == [False, True, *[False] * (len(layers) - 3)]
+
+
 def test_activations_that_are_not_finite_show():
     model, shape = make("mlp")
     statistics = ActivationStatistics(model, inputs(shape, 2))
@@ -222,7 +259,7 @@ def test_only_passes_inside_measuring_count(network):
             for chunk in counted:
                 model(chunk)
         model(others[1])
-    assert torch.equal(statistics.take(), wanted)
+    check_same(statistics.take(), wanted)
 
 
 def test_measuring_ends_with_an_exception():
@@ -233,7 +270,7 @@ def test_measuring_ends_with_an_exception():
     model(inputs(shape, 50, seed=9))
     chunk = inputs(shape, 3)
     found = measure(statistics, model, [chunk])
-    assert torch.equal(found, measure(statistics, model, [chunk]))
+    check_same(found, measure(statistics, model, [chunk]))
 
 
 @every_network
@@ -244,7 +281,7 @@ def test_take_starts_afresh(network):
     measure(statistics, model, [5 * first])  # a larger max_abs than all that follows
     found = measure(statistics, model, [second])
     fresh = ActivationStatistics(model, inputs(shape, 2))
-    assert torch.equal(found, measure(fresh, model, [second]))
+    check_same(found, measure(fresh, model, [second]))
 
 
 def test_a_taken_table_does_not_change_later():
@@ -253,7 +290,7 @@ def test_a_taken_table_does_not_change_later():
     table = measure(statistics, model, [inputs(shape, 4)])
     before = table.clone()
     measure(statistics, model, [inputs(shape, 4, seed=1)])
-    assert torch.equal(table, before)
+    check_same(table, before)
 
 
 @every_network
@@ -314,13 +351,19 @@ def test_compiled_equals_eager(network, activation, enabled_first):
     x, other = inputs(shape, 8), inputs(shape, 8, seed=1)
     wanted, wanted_sum = measure(statistics, model, [x]), measure(statistics, model, [x, other])
 
+    model(x).square().sum().backward()
+    norms = [layer.linear.weight.grad.norm() for layer in model.layers()[:-1]]
+    with_gradients = torch.cat([wanted[:, :-1], torch.stack(norms)[:, None]], dim=1)
+
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for on in (enabled_first, not enabled_first, enabled_first, not enabled_first):
+        model.zero_grad()
         with statistics.measuring(on):
             loss = compiled(x).square().sum()
         loss.backward()
         if on:
-            check(statistics.take(), wanted.double())
+            check(statistics.take(), with_gradients.double())
+    model.zero_grad()
     compiled(other)
     with statistics.measuring():
         compiled(x)

@@ -748,7 +748,7 @@ def test_weights_shared_with_what_is_not_flipped():
     )
     with pytest.raises(SymmetryError, match="its weights are shared with another place, which has other signs"):
         fold(model)
-    tied = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), BReLU(-1), nn.Linear(4, 5))
+    tied = nn.Sequential(nn.EmbeddingBag(5, 4), nn.Linear(4, 4), BReLU(-1), nn.Linear(4, 5))
     tied[3].weight = tied[0].weight
     with pytest.raises(SymmetryError, match=r"^3 \(linear map\) its weights are shared"):
         fold(tied)
@@ -756,6 +756,26 @@ def test_weights_shared_with_what_is_not_flipped():
     other[2].weight = other[0].weight  # its input is upright in the one place and flipped in the other
     with pytest.raises(SymmetryError, match="its weights are shared"):
         fold(other)
+
+
+def test_an_embedding_shares_its_weights_with_an_output_of_its_signs():
+    tied = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), BReLU(-1), nn.Linear(4, 5)).double()
+    tied[3].weight = tied[0].weight
+    twin, tokens = fold(tied), torch.arange(20).view(4, 5) % 5
+    assert twin[3].weight is twin[0].weight
+    assert torch.equal(tied(tokens), twin(tokens))
+
+    def two_outputs(self, x):
+        x = self.hidden(self.embedding(x))
+        return self.first(self.interleaved(x)) + self.second(self.halves(self.other(x)))
+
+    modules = {name: nn.Linear(4, 4) for name in ("hidden", "other")} | {
+        name: nn.Linear(4, 5) for name in ("first", "second")
+    }
+    model = Net(two_outputs, embedding=nn.Embedding(5, 4), interleaved=BReLU(-1), halves=BReLU(-1, "halves"), **modules)
+    model.first.weight = model.second.weight = model.embedding.weight
+    with pytest.raises(SymmetryError, match=r"^(first|second) \(linear map\) its weights are shared"):
+        fold(model)
 
 
 def test_a_weight_that_is_computed_is_not_flipped():

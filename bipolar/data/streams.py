@@ -86,7 +86,8 @@ class TextBatches:
     def sample(self, size: int) -> Tensor:
         """The inputs of `size` places of the training part [size, T], for initializations that look at data."""
         text = self.splits["train"]
-        starts = torch.linspace(0, len(text) - self.sequence_length - 1, size, device=self.device).long()
+        last = len(text) - self.sequence_length - 1
+        starts = torch.arange(size, device=self.device) * last // max(1, size - 1)  # exact, however long the text
         return text[starts[:, None] + torch.arange(self.sequence_length, device=self.device)].long()
 
     def _streams(self, name: str) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,11 @@ class Text(NamedTuple):
     @property
     def digest(self) -> str:
         """Of all characters, in order: which text this is."""
-        parts = [self.vocabulary.encode(), *(part.tobytes() for part in (self.train, self.valid, self.test))]
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+        found = hashlib.sha256()
+        for part in (self.vocabulary.encode(), *(part.tobytes() for part in (self.train, self.valid, self.test))):
+            found.update(len(part).to_bytes(8, "big"))  # where one ends and the next begins counts too
+            found.update(part)
+        return found.hexdigest()[:16]
 
 
 def encode(train: str, valid: str, test: str) -> Text:
@@ -91,11 +94,13 @@ def text8(root: str, download: bool = True) -> Text:
     """
     path = Path(root) / "text8" / "text8"
     if not path.exists():
-        archive = path.with_name("text8.zip")
-        _fetch(archive, TEXT8_URL, None, "text8", download)
+        archive, temporary = path.with_name("text8.zip"), path.with_name("text8.new")
+        if not archive.exists():
+            _fetch(archive, TEXT8_URL, None, "text8", download)
         try:
             with zipfile.ZipFile(archive) as file:
-                file.extract("text8", path.parent)
+                temporary.write_bytes(file.read("text8"))
+            temporary.replace(path)
         except (zipfile.BadZipFile, KeyError, OSError) as error:
             raise DataError(f"{archive} is damaged ({error}); remove it and download it again") from error
     characters = np.frombuffer(path.read_bytes(), dtype=np.uint8)
@@ -169,8 +174,13 @@ def _fetch(path: Path, url: str, md5: str | None, dataset: str, download: bool) 
     from torchvision.datasets.utils import download_url
 
     with one_at_a_time(root, dataset):
+        if path.exists():  # another job has got it in the meantime
+            return
+        part = path.with_name(path.name + ".part")  # others shall not see it half done
+        part.unlink(missing_ok=True)
         try:
-            download_url(url, str(path.parent), path.name, md5)
+            download_url(url, str(path.parent), part.name, md5)
+            part.replace(path)
         except Exception as error:  # many kinds: URLError, RuntimeError, OSError, ...
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"{path.absolute()} is missing and cannot be downloaded ({reason}); {get}") from error
