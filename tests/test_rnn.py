@@ -1005,8 +1005,8 @@ def test_every_initialization_says_what_it_did(init):
     model, report = initialised(init(), hidden_size=32)
     assert [row["layer"] for row in report] == [layer.name for layer in model.layers()]
     for row, layer in zip(report, model.layers(), strict=True):
-        assert row["weight_mean"] == pytest.approx(float(layer.linear.weight.mean()), abs=1e-7)
-        assert row["weight_std"] == pytest.approx(float(layer.linear.weight.std(correction=0)), rel=1e-5)
+        assert row["weight_mean"] == pytest.approx(float(layer.linear.weight.detach().mean()), abs=1e-7)
+        assert row["weight_std"] == pytest.approx(float(layer.linear.weight.detach().std(correction=0)), rel=1e-5)
         assert not layer.linear.bias.any()
 
 
