@@ -5,7 +5,7 @@ constant, do not depend on each other: they are one batched matrix product in pl
 backward pass take layers + times - 1 such products, and the gradients of the weights are one product per layer over
 all times. What is computed is defined by `cell_by_cell` below; `tests/test_rnn.py` holds the two against each other.
 
-Memory: as `cell_by_cell`, one pre-activation and one activation per cell. The backward pass puts the gradient of a
+Memory: one pre-activation and one activation per cell. The backward pass puts the gradient of a
 pre-activation in its place.
 """
 
