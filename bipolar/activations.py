@@ -15,12 +15,12 @@ floating dtype, autocast, double backward, `torch.compile(fullgraph=True)`, `tor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bipolar import kernels
 from bipolar.errors import check_choice
 
 PATTERNS = ("interleaved", "halves")
@@ -30,14 +30,12 @@ PATTERNS = ("interleaved", "halves")
 
 def flipped(features: int, pattern: str = "interleaved") -> slice:
     """The indices of the flipped features, as a slice."""
-    check_choice("pattern", pattern, PATTERNS)
-    return slice(1, None, 2) if pattern == "interleaved" else slice(0, features // 2)
+    return kernels.slices(features, check_choice("pattern", pattern, PATTERNS))[1]
 
 
 def upright(features: int, pattern: str = "interleaved") -> slice:
     """The indices of the features that are not flipped, as a slice."""
-    check_choice("pattern", pattern, PATTERNS)
-    return slice(0, None, 2) if pattern == "interleaved" else slice(features // 2, None)
+    return kernels.slices(features, check_choice("pattern", pattern, PATTERNS))[0]
 
 
 def signs(
@@ -67,97 +65,6 @@ def _feature_dim(x: Tensor, dim: int, pattern: str) -> int:
     return dim % x.ndim
 
 
-def _along(x: Tensor, dim: int, index: slice) -> Tensor:
-    return x[(slice(None),) * dim + (index,)]
-
-
-def _broadcastable(values: Tensor, x: Tensor, dim: int) -> Tensor:
-    """View `values` [features] so that it broadcasts along dimension `dim` of x."""
-    return values.view([-1 if d == dim else 1 for d in range(x.ndim)])
-
-
-def _clamp_with_bounds(x: Tensor, dim: int, pattern: str) -> Tensor:
-    features = x.shape[dim]
-    low, high = x.new_zeros(features), x.new_full((features,), torch.inf)
-    low[flipped(features, pattern)] = -torch.inf
-    high[flipped(features, pattern)] = 0
-    return torch.clamp(x, _broadcastable(low, x, dim), _broadcastable(high, x, dim))
-
-
-def _clamp_slices(x: Tensor, dim: int, pattern: str) -> Tensor:
-    features = x.shape[dim]
-    up, down = upright(features, pattern), flipped(features, pattern)
-    y = torch.empty_like(x)
-    torch.clamp(_along(x, dim, up), min=0, out=_along(y, dim, up))
-    torch.clamp(_along(x, dim, down), max=0, out=_along(y, dim, down))
-    return y
-
-
-class _TracedBipolarReLU(torch.autograd.Function):
-    """clamp(x, min=0) on the upright features and clamp(x, max=0) on the flipped ones, for torch.compile to fuse.
-
-    The backward pass needs the output alone, as ReLU's, and the next layer keeps that anyway (the compiler may choose
-    to keep its mask). The gradient is grad * (y != 0), hence 0 at x = 0, as ReLU's in torch. No -0.0 is made from a
-    positive number. Where x is NaN the output is NaN; the gradient there is not specified.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, dim: int, pattern: str) -> Tensor:
-        return _clamp_with_bounds(x, dim, pattern)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (y,) = ctx.saved_tensors
-        return grads[0].masked_fill(y == 0, 0), None, None
-
-
-class _BipolarReLU(torch.autograd.Function):
-    """The same for eager execution: one vectorised pass each way, and all of torch.func.
-
-    It is a class of its own because torch.compile traces neither a custom `jvp` nor hardshrink_backward with
-    symbolic shapes.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, dim: int, pattern: str) -> Tensor:
-        # Bounds that vary along the innermost dimension in memory are one vectorised pass; elsewhere strided slices
-        # are, because there a bound is constant along the innermost dimension, which clamp does not vectorise.
-        clamp = _clamp_with_bounds if x.stride(dim) == 1 else _clamp_slices
-        return clamp(x, dim, pattern)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (y,) = ctx.saved_tensors
-        # grad where y != 0, else 0, in one vectorised pass
-        if grads[0].stride() != y.stride():
-            # Of two layouts hardshrink_backward keeps the gradient's, ReLU the layer's (as `where` does here). Sums in
-            # the layers in front depend on it in their last bits, and a mean's gradient is never channels_last.
-            return torch.where(y != 0, grads[0], 0), None, None
-        return torch.ops.aten.hardshrink_backward(grads[0], y, 0.0), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.hardshrink_backward(tangents[0], y, 0.0)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, dim: int, pattern: str) -> tuple[Tensor, int]:
-        return _BipolarReLU.apply(x.movedim(in_dims[0], 0), dim + 1, pattern), 0
-
-
-def _is_relu(fn: Callable[[Tensor], Tensor]) -> bool:
-    return type(fn) is nn.ReLU or fn in (F.relu, torch.relu, torch.relu_, Tensor.relu)
-
-
 def bipolar(fn: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1, pattern: str = "interleaved") -> Tensor:
     """S fn(S x): the bipolar version of the element-wise function `fn` (arXiv:1709.04054, equation in section 2).
 
@@ -176,10 +83,11 @@ def bipolar(fn: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1, pattern: st
         floating-point. ValueError: `fn` changes the shape.
     """
     dim = _feature_dim(x, dim, pattern)
-    if _is_relu(fn):
-        function = _TracedBipolarReLU if torch.compiler.is_compiling() else _BipolarReLU
-        return function.apply(x, dim, pattern)
-    sign = _broadcastable(signs(x.shape[dim], pattern, dtype=x.dtype, device=x.device), x, dim)
+    if kernels.is_relu(fn):
+        return kernels.bipolar_relu(x, dim, pattern)
+    if (parameters := kernels.elu_parameters(fn)) is not None:
+        return kernels.bipolar_elu(x, dim, pattern, *parameters)
+    sign = kernels.signs_along(x, dim, pattern)
     y = fn(x * sign)
     if y.shape != x.shape:
         raise ValueError(f"the base function made {tuple(y.shape)} of {tuple(x.shape)}; it must act element by element")
@@ -258,7 +166,8 @@ def batch_axis_relu(x: Tensor) -> Tensor:
         raise IndexError("batch_axis_relu needs a batch dimension")
     even = torch.arange(x.shape[0], device=x.device) % 2 == 0
     # masked_fill and not clamp: torch releases differ in clamp's gradient at its bound
-    return torch.where(_broadcastable(even, x, 0), x.masked_fill(x < 0, 0), -F.relu(-x))
+    even = even.view(-1, *[1] * (x.ndim - 1))
+    return torch.where(even, x.masked_fill(x < 0, 0), -F.relu(-x))
 
 
 class BatchAxisReLU(nn.Module):
