@@ -87,7 +87,7 @@ def bipolar(fn: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1, pattern: st
         return kernels.bipolar_relu(x, dim, pattern)
     if (parameters := kernels.elu_parameters(fn)) is not None:
         return kernels.bipolar_elu(x, dim, pattern, *parameters)
-    sign = kernels.signs_along(x, dim, pattern)
+    sign = kernels.sign_of(x, dim, pattern)
     y = fn(x * sign)
     if y.shape != x.shape:
         raise ValueError(f"the base function made {tuple(y.shape)} of {tuple(x.shape)}; it must act element by element")

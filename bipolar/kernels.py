@@ -70,9 +70,14 @@ def _kept(make: Make, features: int, ndim: int, dim: int, pattern: str, dtype: t
         return make(features, ndim, dim, pattern, dtype, "cpu")
 
 
-def signs_along(x: Tensor, dim: int, pattern: str) -> Tensor:
+def sign_of(x: Tensor, dim: int, pattern: str) -> Tensor:
     """The diagonal of S, to be multiplied with x."""
     return _constants(_make_sign, x, dim, pattern)[0]
+
+
+def bounds_of(x: Tensor, dim: int, pattern: str) -> tuple[Tensor, ...]:
+    """The least and the largest value that bipolar ReLU lets through."""
+    return _constants(_make_bounds, x, dim, pattern)
 
 
 # -- ReLU --------------------------------------------------------------------------------------------------------------
@@ -103,7 +108,7 @@ def _clamp(x: Tensor, dim: int, pattern: str) -> Tensor:
 
 
 def _clamp_with_bounds(x: Tensor, dim: int, pattern: str) -> Tensor:
-    return torch.clamp(x, *_constants(_make_bounds, x, dim, pattern))
+    return torch.clamp(x, *bounds_of(x, dim, pattern))
 
 
 def _clamp_slices(x: Tensor, dim: int, pattern: str) -> Tensor:
@@ -190,7 +195,7 @@ def elu_parameters(fn: Callable[[Tensor], Tensor]) -> tuple[float, float] | None
 
 def bipolar_elu(x: Tensor, dim: int, pattern: str, alpha: float, scale: float) -> Tensor:
     """S elu(S x), with elu(t) = scale t where t > 0 and scale alpha (exp(t) - 1) elsewhere."""
-    sign = signs_along(x, dim, pattern)
+    sign = sign_of(x, dim, pattern)
     if x.numel() < LARGE or is_traced():
         return torch.ops.aten.elu(x * sign, alpha, scale) * sign
     return _EagerELU.apply(x, sign, dim, alpha, scale)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from bipolar.activations import BatchAxisReLU, Bipolar
 from bipolar.errors import ConfigError, check_bool, check_choice, check_float, check_int
 from bipolar.networks import Layer, MakeActivation
-from bipolar.networks.wavefront import Activation, Masks, Observer, Wiring, cell_by_cell, wavefront
+from bipolar.networks.elementwise import Activation
+from bipolar.networks.wavefront import Masks, Observer, Wiring, cell_by_cell, wavefront
 
 EMBEDDINGS = ("fixed", "learned")
 SKIPS = ("step", "sequence")
@@ -171,7 +172,8 @@ class RecurrentStack(nn.Module):
         inputs = recurrent = skips = None
         if self.dropout:
             inputs = torch.empty(self.depth - 1, times, batch, width, dtype=torch.bool, device=x.device)
-            inputs.bernoulli_(1 - self.dropout)
+            for layer in inputs:
+                _draw_kept(layer, self.dropout)
         if self.recurrent_dropout:
             kept = 1 - self.recurrent_dropout
             recurrent = x.new_empty(self.depth, batch, width).bernoulli_(kept).div_(kept)
@@ -184,6 +186,20 @@ class RecurrentStack(nn.Module):
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}, width={self.width}, {self.wiring}"
+
+
+def _draw_kept(mask: Tensor, dropped: float) -> None:
+    """Make each element of a bool tensor true but with probability `dropped`.
+
+    On a CPU from 16 random bits each, which is three times as fast as `bernoulli_`; the probability is then that to
+    within 2^-17; those that are too near 0 or 1 for that are drawn by `bernoulli_`.
+    """
+    threshold = round(dropped * 2**16)
+    if mask.device.type != "cpu" or not 2**6 <= threshold <= 2**16 - 2**6:
+        mask.bernoulli_(1 - dropped)
+        return
+    bits = torch.empty(-(-mask.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    torch.ge(bits.view(torch.int16)[: mask.numel()], threshold - 2**15, out=mask.view(-1))
 
 
 # Its loops over diagonals are for eager execution: torch.compile compiles what is around it.

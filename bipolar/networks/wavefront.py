@@ -5,8 +5,7 @@ constant, do not depend on each other: they are one batched matrix product in pl
 backward pass take layers + times - 1 such products, and the gradients of the weights are one product per layer over
 all times. What is computed is defined by `cell_by_cell` below; `tests/test_rnn.py` holds the two against each other.
 
-Memory: one pre-activation and one activation per cell. The backward pass puts the gradient of a
-pre-activation in its place.
+Memory: one activation per cell; where an output does not tell the slope (see `elementwise.py`), one pre-activation too.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Activation = Callable[[Tensor], Tensor]
+from bipolar.networks.elementwise import Activation, Elementwise, elementwise
+
 Observer = Callable[[int, Tensor, Tensor], None]
 
 
@@ -136,7 +136,7 @@ def wavefront(
     arguments = (inputs.to(dtype), state.to(dtype), weight.to(dtype), bias.to(dtype))
     masks = masks.to(dtype)
     with torch.autocast(device, enabled=False) if is_mixed else nullcontext():
-        stream, final = _Wavefront.apply(*arguments, activation, wiring, masks, observe)
+        stream, final = _Wavefront.apply(*arguments, elementwise(activation), wiring, masks, observe)
     return stream, final
 
 
@@ -144,7 +144,7 @@ class _Grid:
     """Views of the cells of one diagonal in arrays [L, rows, B, H] that hold the latest time first.
 
     With time running backwards in memory, the next layer's cell of the same diagonal lies a fixed distance ahead, so
-    that a diagonal is an ordinary strided tensor: nothing is gathered, skewed or padded.
+    that a diagonal is an ordinary strided tensor: nothing is skewed or padded.
     """
 
     def __init__(self, layers: int, times: int, diagonal: int) -> None:
@@ -177,19 +177,6 @@ class _Grid:
         return (first, last) if first <= last else None
 
 
-def _features_second(x: Tensor) -> Tensor:
-    """[cells, B, H] as [B, H, cells]: to an activation the batch comes first and the features second, as in a layer.
-
-    Without gaps in memory, which is faster; and with gaps, torch's vectorised functions would take other elements one
-    by one, whose last bits then differ, so that a bipolar activation would not be exactly its base in disguise.
-    """
-    return x.contiguous().permute(1, 2, 0)
-
-
-def _cells_first(x: Tensor) -> Tensor:
-    return x.permute(2, 0, 1)
-
-
 class _Wavefront(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -198,7 +185,7 @@ class _Wavefront(torch.autograd.Function):
         state: Tensor,
         weight: Tensor,
         bias: Tensor,
-        activation: Activation,
+        activation: Elementwise,
         wiring: Wiring,
         masks: Masks,
         observe: Observer | None,
@@ -206,40 +193,47 @@ class _Wavefront(torch.autograd.Function):
         times, batch, width = inputs.shape
         layers, size = len(weight), wiring.block_size
         blocks = layers // size
-        w, u = weight[:, :, :width].mT, weight[:, :, width:].mT
+        if masks.inputs_scale != 1:  # the factor of the inputs that are kept goes into W: one multiplication a layer
+            weight = weight.clone()
+            weight[1:, :, :width] *= masks.inputs_scale
+        keep = None if masks.inputs is None else masks.inputs.view(torch.uint8)  # a factor twice as fast as a bool
         h = inputs.new_empty(layers, times + 1, batch, width)  # the last row is the state before the first time
         h[:, times] = state
-        pre = inputs.new_empty(layers, times, batch, width)
+        pre = None
+        if not activation.keeps_output or observe is not None:
+            pre = inputs.new_empty(layers, times, batch, width)
         stream = inputs.new_empty(blocks + 1, times, batch, width)
         stream[0] = inputs.flip(0)
-        x = inputs.new_empty(layers, batch, width)
+        # What the cells of a diagonal read, the layer below and the state side by side, and their pre-activations.
+        x_and_h, z = inputs.new_empty(layers, batch, 2 * width), inputs.new_empty(layers, batch, width)
         for diagonal in range(layers + times - 1):
             grid = _Grid(layers, times, diagonal)
             low, high = grid.first, grid.last
             here = slice(low, high + 1)
-            x_here = x[: len(grid)]
-            _gather_inputs(grid, h, stream, x_here, size)
-            if masks.inputs is not None and high > 0:
-                first = max(low, 1)
-                x_here[first - low :].mul_(grid.cells(masks.inputs, first, high, shift=-1)).mul_(masks.inputs_scale)
+            read, z_here, h_here = x_and_h[: len(grid)], z[: len(grid)], grid.cells(h, low, high)
+            _gather_inputs(grid, h, stream, keep, size, read[:, :, :width])
             previous = grid.cells(h, low, high, later=1)
-            if masks.recurrent is not None:
-                previous = previous * masks.recurrent[here]
-            pre_here = grid.cells(pre, low, high)
-            torch.baddbmm(bias[here, None], previous, u[here], out=pre_here)
-            torch.baddbmm(pre_here, x_here, w[here], out=pre_here)
-            h_here = grid.cells(h, low, high)
-            h_here.copy_(_cells_first(activation(_features_second(pre_here))))
+            if masks.recurrent is None:
+                read[:, :, width:] = previous
+            else:
+                torch.mul(previous, masks.recurrent[here], out=read[:, :, width:])
+            torch.baddbmm(bias[here, None], read, weight[here].mT, out=z_here)
+            if pre is not None:
+                grid.cells(pre, low, high).copy_(z_here)
+            activation.forward(z_here, h_here)
             if ends := grid.at_place(size - 1, size):
-                branch = grid.cells(h, ends[0], ends[1])[::size] * wiring.branch_factor
+                branch = h_here[ends[0] - low : ends[1] - low + 1 : size] * wiring.branch_factor
                 if masks.skips is not None:
                     branch *= grid.cells(masks.skips, *ends, step=size)[:, None, None]
                 before = grid.cells(stream, *ends, step=size)
                 torch.add(branch, before, alpha=wiring.stream_factor, out=grid.cells(stream, *ends, shift=1, step=size))
         if observe is not None:
+            assert pre is not None
             for layer in range(layers):
                 observe(layer, pre[layer], h[layer, :times])
-        ctx.save_for_backward(weight, h, pre, stream, masks.inputs, masks.recurrent, masks.skips)
+        ctx.save_for_backward(
+            weight, h, None if activation.keeps_output else pre, stream, keep, masks.recurrent, masks.skips
+        )
         ctx.activation, ctx.wiring, ctx.inputs_scale = activation, wiring, masks.inputs_scale
         return stream[blocks].flip(0), h[:, 0].clone()
 
@@ -247,16 +241,17 @@ class _Wavefront(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         weight, h, pre, stream, keep, recurrent, skips = ctx.saved_tensors
-        wiring, scale = ctx.wiring, ctx.inputs_scale
-        layers, times, batch, width = pre.shape
-        size = wiring.block_size
+        wiring, activation = ctx.wiring, ctx.activation
+        layers, rows, batch, width = h.shape
+        times, size = rows - 1, wiring.block_size
         blocks = layers // size
         w, u = weight[:, :, :width], weight[:, :, width:]
         grad_stream = torch.empty_like(stream)
         grad_stream[blocks] = grads[0].flip(0)
         grad_final, grad_state = grads[1], torch.empty_like(h[:, 0])
         grad_h, grad_x = h.new_empty(layers, batch, width), h.new_empty(layers, batch, width)
-        # From here on `pre` holds, for each cell that is done, the gradient of its pre-activation instead.
+        # The gradients of the pre-activations take the place of these, which a cell needs once.
+        grad_pre = h.new_empty(layers, times, batch, width) if activation.keeps_output else pre
         for diagonal in range(layers + times - 2, -1, -1):
             grid = _Grid(layers, times, diagonal)
             low, high = grid.first, grid.last
@@ -268,16 +263,16 @@ class _Wavefront(torch.autograd.Function):
                 ahead = low + 1
             if ahead <= high:
                 through = grad_here[ahead - low :]
-                torch.bmm(grid.cells(pre, ahead, high, later=-1), u[ahead : high + 1], out=through)
+                torch.bmm(grid.cells(grad_pre, ahead, high, later=-1), u[ahead : high + 1], out=through)
                 if recurrent is not None:
                     through.mul_(recurrent[ahead : high + 1])
             # (l + 1, t) reads h[l, t], or the stream where a block begins.
             above = min(high, layers - 2)
             if low <= above:
                 through = grad_x[: above - low + 1]
-                torch.bmm(grid.cells(pre, low, above, shift=1), w[low + 1 : above + 2], out=through)
+                torch.bmm(grid.cells(grad_pre, low, above, shift=1), w[low + 1 : above + 2], out=through)
                 if keep is not None:
-                    through.mul_(grid.cells(keep, low, above)).mul_(scale)
+                    through.mul_(grid.cells(keep, low, above))
                 if ends := grid.at_place(size - 1, size, above):
                     at = through[ends[0] - low : ends[1] - low + 1 : size]
                     grid.cells(grad_stream, *ends, shift=1, step=size).add_(at)
@@ -290,34 +285,31 @@ class _Wavefront(torch.autograd.Function):
                     branch *= grid.cells(skips, *ends, step=size)[:, None, None]
                 grad_here[ends[0] - low : ends[1] - low + 1 : size].add_(branch)
                 torch.mul(behind, wiring.stream_factor, out=grid.cells(grad_stream, *ends, step=size))
-            pre_here = grid.cells(pre, low, high)
-            pre_here.copy_(_through_activation(ctx.activation, pre_here, grad_here))
+            kept = grid.cells(h if activation.keeps_output else pre, low, high)
+            activation.backward(grad_here, kept, grid.cells(grad_pre, low, high))
         for layer in range(layers):
-            torch.mm(pre[layer, times - 1], u[layer], out=grad_state[layer])
+            torch.mm(grad_pre[layer, times - 1], u[layer], out=grad_state[layer])
         if recurrent is not None:
             grad_state *= recurrent
         grad_inputs = None
         if ctx.needs_input_grad[0]:
-            grad_inputs = (grad_stream[0] + torch.matmul(pre[0], w[0])).flip(0)
-        grad_weight, grad_bias = _weight_gradients(pre, h, stream, weight, keep, scale, recurrent, size)
-        return grad_inputs, grad_state, grad_weight, grad_bias, None, None, None, None
+            grad_inputs = (grad_stream[0] + torch.matmul(grad_pre[0], w[0])).flip(0)
+        grad_weight = _weight_gradients(grad_pre, h, stream, weight, keep, recurrent, size)
+        grad_weight[1:, :, :width] *= ctx.inputs_scale
+        return grad_inputs, grad_state, grad_weight, grad_pre.sum((1, 2)), None, None, None, None
 
 
-def _gather_inputs(grid: _Grid, h: Tensor, stream: Tensor, x: Tensor, block_size: int) -> None:
+def _gather_inputs(grid: _Grid, h: Tensor, stream: Tensor, keep: Tensor | None, block_size: int, x: Tensor) -> None:
     """Into `x` what the cells of the diagonal read: the layer below, or the stream where a block begins."""
+    first = max(grid.first, 1)
     if grid.last >= 1:
-        first = max(grid.first, 1)
         x[first - grid.first :] = grid.cells(h, first, grid.last, shift=-1)
     if starts := grid.at_place(0, block_size):
-        at = slice(starts[0] - grid.first, starts[1] - grid.first + 1, block_size)
-        x[at] = grid.cells(stream, *starts, step=block_size)
-
-
-def _through_activation(activation: Activation, pre: Tensor, grad: Tensor) -> Tensor:
-    with torch.enable_grad():
-        at = _features_second(pre).detach().requires_grad_()
-        (result,) = torch.autograd.grad(activation(at), at, _features_second(grad))
-    return _cells_first(result)
+        x[starts[0] - grid.first : starts[1] - grid.first + 1 : block_size] = grid.cells(
+            stream, *starts, step=block_size
+        )
+    if keep is not None and grid.last >= 1:
+        x[first - grid.first :].mul_(grid.cells(keep, first, grid.last, shift=-1))
 
 
 def _weight_gradients(
@@ -326,10 +318,9 @@ def _weight_gradients(
     stream: Tensor,
     weight: Tensor,
     keep: Tensor | None,
-    scale: float,
     recurrent: Tensor | None,
     block_size: int,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """One product per matrix, over all times at once."""
     layers, times, _, width = grad_pre.shape
     grad = torch.empty_like(weight)
@@ -337,11 +328,11 @@ def _weight_gradients(
         block, place = divmod(layer, block_size)
         x = stream[block] if place == 0 else h[layer - 1, :times]
         if keep is not None and layer > 0:
-            x = (x * keep[layer - 1]).mul_(scale)
+            x = x * keep[layer - 1]
         previous = h[layer, 1:]
         if recurrent is not None:
             previous = previous * recurrent[layer]
         gradient = grad_pre[layer].flatten(0, 1).T
-        grad[layer, :, :width] = gradient @ x.flatten(0, 1)
-        grad[layer, :, width:] = gradient @ previous.flatten(0, 1)
-    return grad, grad_pre.sum((1, 2))
+        torch.mm(gradient, x.flatten(0, 1), out=grad[layer, :, :width])
+        torch.mm(gradient, previous.flatten(0, 1), out=grad[layer, :, width:])
+    return grad
