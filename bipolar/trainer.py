@@ -134,7 +134,7 @@ class Trainer:
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.is_measured = parse_interval("statistics_every", options.statistics_every)
-        self.statistics = ActivationStatistics(model, batches.sample(2))
+        self.statistics = ActivationStatistics(model, batches.sample(2), always_hooked=options.compile)
         # Hooks come before compilation, or they would never fire. Evaluation runs the plain model: its batches have
         # other shapes, and compiling for each would cost more than it saves.
         self.training_model: Callable[..., Any] = model
@@ -146,7 +146,7 @@ class Trainer:
         self.state: Tensor | None = None  # of a recurrent network, carried from step to step within an epoch
         self.totals = torch.zeros(2, device=self.device)  # sums of loss and error since the last line of metrics
         self.steps_in_totals = 0
-        self.pending: list[tuple[int, Tensor]] = []  # (step, statistics on the device) not yet written
+        self.pending: list[tuple[int, Tensor]] = []  # (step, sums on the device) not yet written
         self.last: Record = {}
         self.best: Record = {}
         self.samples_seen = 0  # images, or characters
@@ -209,7 +209,7 @@ class Trainer:
         if self.options.grad_clip is not None or measure:
             self.scaler.unscale_(self.optimizer)
         if measure:
-            self.pending.append((self.step, self.statistics.take()))
+            self.pending.append((self.step, self.statistics.snapshot()))
         if self.options.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         self.scaler.step(self.optimizer)
@@ -285,7 +285,7 @@ class Trainer:
         if not self.pending:
             return
         steps = [step for step, _ in self.pending]
-        tables = torch.stack([table for _, table in self.pending]).tolist()
+        tables = self.statistics.tables([sums for _, sums in self.pending]).tolist()
         self.pending.clear()
         for step, table in zip(steps, tables, strict=True):
             epoch = step / self.batches.steps_per_epoch
@@ -302,7 +302,7 @@ class Trainer:
         inputs, _ = next(iter(self.batches.train(self.step // self.batches.steps_per_epoch)))
         with torch.no_grad(), self.statistics.measuring(), autocast(self.device, self.precision):
             self.predict(self.model, inputs, None)
-        self.pending.append((self.step, self.statistics.take()))
+        self.pending.append((self.step, self.statistics.snapshot()))
         self.write_statistics()
 
     # -- evaluation --------------------------------------------------------------------------------------------------

@@ -113,18 +113,31 @@ def check_same(found, wanted):
 # -- the figures -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[0, 2**16], ids=["one by one", "together"])
+def gathering(request, monkeypatch):
+    """Which activations are small, and measured together."""
+    monkeypatch.setattr("bipolar.statistics.SMALL", request.param)
+    monkeypatch.setattr("bipolar.statistics.PART", 7)
+
+
+every_hook = pytest.mark.parametrize("always_hooked", [True, False])
+
+
+@pytest.mark.usefixtures("gathering")
+@every_hook
 @every_network
 @every_activation
 @pytest.mark.parametrize("sizes", [(8,), CHUNKS, (1, 1, 30)], ids=str)
-def test_fields_are_those_of_numpy(network, activation, sizes):
+def test_fields_are_those_of_numpy(network, activation, sizes, always_hooked):
     model, shape = make(network, activation)
-    statistics = ActivationStatistics(model, inputs(shape, 2))
+    statistics = ActivationStatistics(model, inputs(shape, 2), always_hooked=always_hooked)
     tensors = record(model)
     found = measure(statistics, model, chunks_for(shape, sizes))
     assert statistics.names == [layer.name for layer in model.layers()[:-1]]
     check(found, expected(model, tensors))
 
 
+@pytest.mark.usefixtures("gathering")
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
 def test_large_mean_and_small_variance(network):
     """Where E[x^2] - E[x]^2 in float32 is wrong by 1 % and more, the variances are right to 0.01 %."""
@@ -159,9 +172,11 @@ def test_inplace_activation_is_measured_before_and_after():
     assert found["pre_mean"] < found["mean"]
 
 
-def test_layers_of_different_channel_counts_keep_their_order():
+@pytest.mark.usefixtures("gathering")
+@every_hook
+def test_layers_of_different_channel_counts_keep_their_order(always_hooked):
     model = CNN((2, 6, 6), 5, nn.ELU, widths=(4, 6, 4, 3, 6))
-    statistics = ActivationStatistics(model, inputs((2, 6, 6), 2))
+    statistics = ActivationStatistics(model, inputs((2, 6, 6), 2), always_hooked=always_hooked)
     tensors = record(model)
     found = measure(statistics, model, chunks_for((2, 6, 6)))
     assert statistics.names == ["conv1", "conv2", "conv3", "conv4", "conv5"]
@@ -179,6 +194,7 @@ def test_channel_dimension(dim):
     check(found, expected(model, tensors, dim=2))
 
 
+@pytest.mark.usefixtures("gathering")
 def test_channels_last():
     model, shape = make("cnn")
     model.to(memory_format=torch.channels_last)
@@ -291,6 +307,68 @@ def test_a_taken_table_does_not_change_later():
     before = table.clone()
     measure(statistics, model, [inputs(shape, 4, seed=1)])
     check_same(table, before)
+
+
+class Skips(nn.Module):
+    """In every second forward pass in which it trains, one of its activations is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.output = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.one, self.other = nn.ReLU(), nn.ReLU()
+        self.passes = 0
+
+    def forward(self, x):
+        x = self.one(self.first(x))
+        self.passes += self.training
+        return self.output(x if self.passes % 2 else self.other(self.second(x)))
+
+    def layers(self):
+        return [Layer("first", self.first, self.one), Layer("second", self.second, self.other),
+                Layer("output", self.output, None)]  # fmt: skip
+
+
+@pytest.mark.usefixtures("gathering")
+@every_hook
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 8, 8), (3, 5, 5, 7)], ids=str)
+def test_layers_that_not_every_pass_goes_through(sizes, always_hooked):
+    model = Skips()
+    statistics = ActivationStatistics(model, inputs((4,), 2), always_hooked=always_hooked)
+    tensors = record(model)
+    found = measure(statistics, model, chunks_for((4,), sizes))
+    assert len(tensors["second"]) < len(tensors["first"])
+    check(found, expected(model, tensors))
+
+
+@every_network
+def test_many_snapshots_make_the_tables_that_each_makes(network):
+    model, shape = make(network)
+    statistics = ActivationStatistics(model, inputs(shape, 2), always_hooked=False)
+    chunks = [[2 * inputs(shape, 4, seed)] for seed in range(3)]
+    wanted = [measure(statistics, model, chunk) for chunk in chunks]
+    snapshots = []
+    for chunk in chunks:
+        with torch.no_grad(), statistics.measuring():
+            model(*chunk)
+        with statistics.measuring(on=False):
+            model(*chunk)
+        snapshots.append(statistics.snapshot())
+    check_same(statistics.tables(snapshots), torch.stack(wanted))
+
+
+@every_network
+def test_hooks_are_there_while_it_is_measured_only(network):
+    model, shape = make(network)
+    statistics = ActivationStatistics(model, inputs(shape, 2), always_hooked=False)
+
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    assert hooks() == 0
+    with statistics.measuring():
+        assert hooks() == 2 * len(statistics.names)
+    with statistics.measuring(on=False):
+        assert hooks() == 0
 
 
 @every_network
