@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from bipolar import build, sweep
+from bipolar.data import sources
 from bipolar.data.batches import PADDING_MODES, Augmentation, Batches, carve_validation
 from bipolar.data.sources import Arrays, digits, gaussian, hold_out, npz, torchvision_images
 from bipolar.errors import ConfigError, DataError
@@ -859,3 +860,14 @@ def test_as_many_held_out_as_there_are_or_none_is_refused(size):
     x, y = np.zeros((5, 2, 2, 1), np.uint8), np.arange(5)
     with pytest.raises(ConfigError, match=r"size=.* is not allowed"):
         hold_out(Arrays(x, y, x, y, 7), size)
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images, labels = sources._digits()
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
+    assert np.array_equal(images[..., 0], bunch.images)
+    assert np.array_equal(labels, bunch.target)

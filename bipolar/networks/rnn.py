@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from bipolar.activations import BatchAxisReLU, Bipolar
 from bipolar.errors import ConfigError, check_bool, check_choice, check_float, check_int
@@ -202,8 +204,13 @@ def _draw_kept(mask: Tensor, dropped: float) -> None:
     torch.ge(bits.view(torch.int16)[: mask.numel()], threshold - 2**15, out=mask.view(-1))
 
 
-# Its loops over diagonals are for eager execution: torch.compile compiles what is around it.
-_wavefront = torch.compiler.disable(wavefront)
+# Its loops over diagonals are for eager execution: torch.compile compiles what is around it. torch.compiler.disable is
+# this too, but imports the compiler at once, which takes two seconds; and eager calls need neither.
+_uncompiled_wavefront = _disable_dynamo(wavefront)
+
+
+def _wavefront(*args: Any) -> tuple[Tensor, Tensor]:
+    return _uncompiled_wavefront(*args) if torch.compiler.is_compiling() else wavefront(*args)
 
 
 class RNN(nn.Module):
