@@ -211,10 +211,14 @@ def check(cfg: DictConfig) -> None:
         choose_device(options.device)
     loggers(cfg)
     initialization(cfg)
-    schedule(cfg)
+    made_schedule = schedule(cfg)
     with torch.device("meta"):
-        optimizer(cfg, nn.Linear(1, 1))
+        made_optimizer = optimizer(cfg, nn.Linear(1, 1))
     _try_network(cfg)
+    if options.ensemble > 1:
+        from bipolar import ensemble
+
+        ensemble.check(meta_network(cfg), made_optimizer, made_schedule, options)
 
 
 _tried: set[str] = set()

@@ -9,16 +9,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path` so that at any moment either the old or the new checkpoint is there, whole."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
-        torch.save(state, file)
+        torch.save(_without_views(state), file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _without_views(state: Any) -> Any:
+    """The same, but tensors that are parts of larger ones are copied: torch would save all of each.
+
+    Parts of one run only: two names of one tensor, as tied weights are, stay one.
+    """
+    if isinstance(state, dict):
+        copied = {key: _without_views(value) for key, value in state.items()}
+        return copied if any(copied[key] is not value for key, value in state.items()) else state
+    if isinstance(state, Tensor) and state.untyped_storage().nbytes() > state.numel() * state.element_size():
+        return state.clone()
+    return state
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -21,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from bipolar import sweep
 from bipolar.errors import ConfigError, nearest
 from bipolar.recording.folder import Record, read_summary
-from bipolar.run import run
-from bipolar.runs import is_done, run_folder
+from bipolar.run import run, run_together
+from bipolar.runs import ensemble_size, is_done, run_folder
 
 
 def execute(cfg: DictConfig, number: int | None = None) -> float | None:
@@ -32,13 +33,29 @@ def execute(cfg: DictConfig, number: int | None = None) -> float | None:
     went wrong is recorded, and the other jobs go on.
     """
     stop = sweep.StopFile()
-    in_sweep = number is not None
-    if in_sweep and stop():
+    if number is not None and stop():
         return None
+    return _report(cfg, number, partial(run, cfg, stop), stop, time.monotonic())
+
+
+def execute_together(cfgs: Sequence[DictConfig], numbers: Sequence[int]) -> None:
+    """Run several jobs of a sweep as one, and report each."""
+    stop = sweep.StopFile()
+    if stop():
+        return
     started = time.monotonic()
+    for index, ending in run_together(cfgs, stop):
+        _report(cfgs[index], numbers[index], ending, stop, started)
+
+
+def _report(
+    cfg: DictConfig, number: int | None, ending: Callable[[], Record], stop: sweep.StopFile, started: float
+) -> float | None:
+    """Report how a job ends."""
+    in_sweep = number is not None
     summary: Record = {}
     try:
-        summary = run(cfg, stop)
+        summary = ending()
         status, line = summary["status"], _result_line(cfg, summary, time.monotonic() - started)
     except ConfigError as error:
         status, line = "refused", f"error: {error}"
@@ -109,7 +126,7 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
         if jobs is None:
             job()
             return 0
-        return _monitored(len(jobs), job)
+        return _monitored(len(jobs), partial(_run_sweep, jobs, arguments, job))
     except ConfigError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -120,6 +137,14 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
         message = f"{explain(error)} (in: {' '.join(arguments)})"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
+
+
+def _run_sweep(jobs: Sequence[DictConfig], arguments: Sequence[str], job: Callable[[], Any]) -> None:
+    """With Hydra's launcher; ensembles, which its launchers know nothing of, in as many processes as it would use."""
+    if all(ensemble_size(cfg) == 1 for cfg in jobs):
+        job()
+    else:
+        _run_all(jobs, sweep.workers(get_args_parser().parse_known_args(list(arguments))[0].overrides))
 
 
 def _monitored(total: int, run_all: Callable[[], Any]) -> int:
@@ -150,18 +175,29 @@ def run_jobs(jobs: Sequence[DictConfig], workers: int) -> int:
     for cfg in jobs:
         build.check(cfg)
 
-    def run_all() -> None:
-        if workers == 1:
-            for number, cfg in enumerate(jobs):
-                execute(cfg, number)
-            return
-        from joblib import Parallel, delayed
+    return _monitored(len(jobs), partial(_run_all, jobs, workers))
 
-        # one job at a time to each: joblib would hand out many quick ones at once, and not see a stop between them
-        pool = Parallel(n_jobs=workers, batch_size=1)
-        pool(delayed(execute)(cfg, number) for number, cfg in enumerate(jobs))
 
-    return _monitored(len(jobs), run_all)
+def _run_all(jobs: Sequence[DictConfig], workers: int) -> None:
+    groups = [[number] for number in range(len(jobs))]
+    if any(ensemble_size(cfg) > 1 for cfg in jobs):
+        from bipolar import ensemble
+
+        groups = ensemble.groups(jobs)
+    tasks = [
+        partial(execute, jobs[group[0]], group[0])
+        if len(group) == 1
+        else partial(execute_together, [jobs[number] for number in group], group)
+        for group in groups
+    ]
+    if workers == 1:
+        for task in tasks:
+            task()
+        return
+    from joblib import Parallel, delayed
+
+    # one job at a time to each: joblib would hand out many quick ones at once, and not see a stop between them
+    Parallel(n_jobs=workers, batch_size=1)(delayed(task)() for task in tasks)
 
 
 def _jobs_of_sweep(arguments: Sequence[str]) -> list[DictConfig] | None:

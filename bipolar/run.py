@@ -7,11 +7,12 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,9 +22,11 @@ from bipolar.runs import is_done, run_folder
 
 if TYPE_CHECKING:
     from bipolar.recording.loggers import Logger
-    from bipolar.trainer import Trainer
+    from bipolar.trainer import Outcome, Trainer
 
 StopCheck = Callable[[], str | None]
+Ending = Callable[[], Record]
+Running: TypeAlias = "Generator[Trainer, Outcome, Record]"
 
 
 def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
@@ -40,6 +43,68 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
         ConfigError: a wrong value, or data that is not there.
         Exception: whatever the training raised, after the run was recorded as failed.
     """
+    running = _running(cfg, stop, _signals)
+    trainer = _go_on(partial(next, running))
+    return trainer if isinstance(trainer, dict) else _end(running, trainer.fit)
+
+
+def run_together(cfgs: Sequence[DictConfig], stop: StopCheck = lambda: None) -> Iterator[tuple[int, Ending]]:
+    """The same for several runs that are trained as one, see `bipolar.ensemble`.
+
+    Yields each run's number as it ends, with a function that returns its summary or raises what `run` would have.
+    """
+    from bipolar import ensemble
+
+    with _signals(stop) as should_stop:
+        started: dict[int, tuple[Running, Trainer]] = {}
+        for number, cfg in enumerate(cfgs):
+            running = _running(cfg, should_stop, nullcontext)
+            try:
+                trainer = _go_on(partial(next, running))
+            except Exception as error:
+                yield number, partial(_raise, error)
+                continue
+            if isinstance(trainer, dict):
+                yield number, partial(dict, trainer)
+            else:
+                started[number] = running, trainer
+        numbers = list(started)
+        try:
+            for index, ended in ensemble.train([started[number][1] for number in numbers]):
+                running, _ = started.pop(numbers[index])
+                yield numbers[index], partial(_end, running, ended)
+        except BaseException as error:  # of all that are left
+            for number, (running, _) in started.items():
+                yield number, partial(_end, running, partial(_raise, error))
+
+
+def _end(running: Running, train: Callable[[], Outcome]) -> Record:
+    """Train, and let the run record how that ended."""
+    try:
+        outcome = train()
+    except BaseException as error:
+        summary = _go_on(partial(running.throw, error))
+    else:
+        summary = _go_on(partial(running.send, outcome))
+    assert isinstance(summary, dict)
+    return summary
+
+
+def _go_on(action: Callable[[], Trainer]) -> Trainer | Record:
+    """What a generator yields, or returns in the end."""
+    try:
+        return action()
+    except StopIteration as ended:
+        summary: Record = ended.value
+        return summary
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+def _running(cfg: DictConfig, stop: StopCheck, signals: Callable[[StopCheck], Any]) -> Running:
+    """A run around its training: yields its trainer, is sent how the training ended, and returns the summary."""
     folder = run_folder(cfg)
     if is_done(folder):
         return {**(read_summary(folder) or {}), "skipped": True}
@@ -61,7 +126,7 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
             _record_failure(folder, error)
         raise
 
-    with _locked(folder), FileRecorder(folder) as files, _signals(stop) as should_stop:
+    with _locked(folder), FileRecorder(folder) as files, signals(stop) as should_stop:
         if is_done(folder):  # by another process, since we looked
             return {**(read_summary(folder) or {}), "skipped": True}
         checkpoint_path = folder / "checkpoint.pt"
@@ -90,7 +155,7 @@ def run(cfg: DictConfig, stop: StopCheck = lambda: None) -> Record:
             for logger in loggers:
                 logger.start(info)
             try:
-                summary = _summary(trainer, *trainer.fit())
+                summary = _summary(trainer, *(yield trainer))
             except KeyboardInterrupt:
                 summary = _summary(trainer, "interrupted", should_stop() or "SIGINT")
                 raise

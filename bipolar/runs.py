@@ -20,12 +20,13 @@ NOT_IDENTITY = (
     "dataset.download",
     "logger",
     "trainer.checkpoint_minutes",
+    "trainer.ensemble",
     "trainer.max_minutes",
     "trainer.progress",
     "trainer.threads",
 )
-"""Options that say where or how a run is carried out, not what is computed (but for rounding, where the number of
-threads changes the order of sums): they do not change its id."""
+"""Options that say where or how a run is carried out, not what is computed (but for rounding, where threads and
+ensembles change the order of sums): they do not change its id."""
 
 
 def run_id(cfg: DictConfig) -> str:
@@ -50,6 +51,11 @@ def run_id(cfg: DictConfig) -> str:
 
 def run_folder(cfg: DictConfig) -> Path:
     return Path(cfg.output_root) / cfg.experiment_name / run_id(cfg)
+
+
+def ensemble_size(cfg: DictConfig) -> int:
+    """How many runs of a sweep may be trained together; 1 too for configurations from before there was the option."""
+    return int(cfg.trainer.get("ensemble", 1))
 
 
 @dataclass(frozen=True)

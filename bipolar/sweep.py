@@ -73,6 +73,20 @@ def expand(overrides: Sequence[str], extra_configs: str | None = None) -> list[D
         return _compose_all(jobs, parser)
 
 
+def workers(overrides: Sequence[str]) -> int:
+    """The number of processes that the launcher of this command line would use."""
+    import hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        texts = [
+            text for text in overrides if OverridesParser.create().parse_override(text).key_or_group[:5] == "hydra"
+        ]
+        launcher = hydra.compose("train", texts, return_hydra_config=True).hydra.launcher
+    count = int(launcher.get("n_jobs", 1))
+    return count if count > 0 else max(1, (os.cpu_count() or 1) + 1 + count)
+
+
 def _compose_all(jobs: list[list[str]], parser: Any) -> list[DictConfig]:
     """The configuration of each job, as hydra.compose makes it, but composing once for many.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ from bipolar.recording.loggers import Logger
 from bipolar.schedules import Schedule, parse_interval
 from bipolar.statistics import FIELDS, ActivationStatistics
 
+Outcome = tuple[str, str | None]
+"""How a training ended: its status, and of an interrupted one the reason."""
+
 FIGURES = ("loss", "bits_per_character", "error")
 """What lines of metrics.jsonl say of a split; bits per character of texts alone."""
 
@@ -42,6 +45,7 @@ class TrainerOptions:
     max_steps: int | None = None
     batch_size: int = 128
     accumulate: int = 1
+    ensemble: int = 1
     grad_clip: float | None = None
     precision: str = "auto"
     compile: bool = False
@@ -62,7 +66,7 @@ class TrainerOptions:
         for name in ("epochs", "max_steps"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 0)
-        for name in ("batch_size", "accumulate", "log_every"):
+        for name in ("batch_size", "accumulate", "ensemble", "log_every"):
             check_int(name, getattr(self, name))
         for name in ("evaluate_every", "threads"):
             if getattr(self, name) is not None:
@@ -160,8 +164,19 @@ class Trainer:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def fit(self) -> tuple[str, str | None]:
-        """Train to the end. Returns the status and, for an interrupted run, the reason."""
+    def fit(self) -> Outcome:
+        """Train to the end."""
+        loop = self.loop()
+        while True:
+            try:
+                batch = next(loop)
+            except StopIteration as ended:
+                outcome: Outcome = ended.value
+                return outcome
+            self.train_step(batch)
+
+    def loop(self) -> Generator[Batch, None, Outcome]:
+        """Everything but the training steps: yields the batch of each, and goes on when that is done."""
         started = saved = time.monotonic()
         self.model.train()
         self.clock.start()
@@ -171,7 +186,7 @@ class Trainer:
             if offset == 0:
                 self.state = None
             for batch in self.batches.train(epoch, offset):
-                self.train_step(batch)
+                yield batch
                 ended = self.step == self.total_steps
                 evaluate = ended or self.step % self.evaluate_every == 0
                 if evaluate or self.step % self.options.log_every == 0:
@@ -200,21 +215,30 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """One update. Nothing in here waits for the device (but float16's loss scale, to know whether to update)."""
-        factor = self.schedule.factor(self.step, self.total_steps)
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+        self.set_learning_rates()
         measure = self.is_measured(self.step)
         with self.statistics.measuring(measure):
             self.forward_and_backward(batch)
         if self.options.grad_clip is not None or measure:
             self.scaler.unscale_(self.optimizer)
         if measure:
-            self.pending.append((self.step, self.statistics.snapshot()))
+            self.keep_statistics()
         if self.options.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.count_step(batch)
+
+    def set_learning_rates(self) -> None:
+        factor = self.schedule.factor(self.step, self.total_steps)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def keep_statistics(self) -> None:
+        self.pending.append((self.step, self.statistics.snapshot()))
+
+    def count_step(self, batch: Batch) -> None:
         self.steps_in_totals += 1
         self.samples_seen += batch[1].numel()
         self.step += 1
@@ -302,7 +326,7 @@ class Trainer:
         inputs, _ = next(iter(self.batches.train(self.step // self.batches.steps_per_epoch)))
         with torch.no_grad(), self.statistics.measuring(), autocast(self.device, self.precision):
             self.predict(self.model, inputs, None)
-        self.pending.append((self.step, self.statistics.snapshot()))
+        self.keep_statistics()
         self.write_statistics()
 
     # -- evaluation --------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Activations as the wavefront needs them: forward into a given tensor, and backward from what was kept.
+"""Element-wise activations, and what the wavefront needs of them: forward into a given tensor, backward from what was
+kept.
 
 For those of the paper, and wherever torch too can tell the slope from the output, the output is all that is kept. For
 others it is the pre-activation, and the activation is computed once more on the way back.
@@ -19,8 +20,21 @@ from torch import Tensor, nn
 from bipolar.activations import Bipolar
 from bipolar.kernels import bounds_of, elu_parameters, is_relu, sign_of
 
+ELEMENTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid,
+    nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Threshold, nn.Tanh, nn.Softsign, nn.Tanhshrink,
+    nn.Hardshrink, nn.Softshrink, nn.Identity,
+)  # fmt: skip
+"""Activations that many cells can go through at once: functions of each element alone, without parameters."""
+
 Activation = Callable[[Tensor], Tensor]
 aten = torch.ops.aten
+
+
+def is_elementwise(activation: nn.Module) -> bool:
+    """Whether it is known to act on each element alone, or to be the bipolar version of such a function."""
+    fn = activation.fn if isinstance(activation, Bipolar) else activation
+    return type(fn) in ELEMENTWISE and not any(getattr(module, "inplace", False) for module in activation.modules())
 
 
 class Elementwise:

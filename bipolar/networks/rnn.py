@@ -20,20 +20,12 @@ from torch._compile import _disable_dynamo
 from bipolar.activations import BatchAxisReLU, Bipolar
 from bipolar.errors import ConfigError, check_bool, check_choice, check_float, check_int
 from bipolar.networks import Layer, MakeActivation
-from bipolar.networks.elementwise import Activation
+from bipolar.networks.elementwise import Activation, is_elementwise
 from bipolar.networks.wavefront import Masks, Observer, Wiring, cell_by_cell, wavefront
 
 EMBEDDINGS = ("fixed", "learned")
 SKIPS = ("step", "sequence")
 ENGINES = ("auto", "wavefront", "loop")
-
-
-ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid,
-    nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Threshold, nn.Tanh, nn.Softsign, nn.Tanhshrink,
-    nn.Hardshrink, nn.Softshrink, nn.Identity,
-)  # fmt: skip
-"""Activations that many cells can go through at once: functions of each element alone, without parameters."""
 
 
 class Cell(nn.Module):
@@ -158,11 +150,8 @@ class RecurrentStack(nn.Module):
     def _common_activation(self) -> Activation | None:
         """The activation of all layers, for tensors [B, H, cells]; None where each layer must use its own on [B, H]."""
         first = self.activations[0]
-        if isinstance(first, BatchAxisReLU):
-            is_known = True  # the batch comes first there too
-        else:
-            is_known = type(first.fn if isinstance(first, Bipolar) else first) in ELEMENTWISE
-        if not is_known or any(getattr(module, "inplace", False) for module in first.modules()):
+        # The batch comes first there too, so that BatchAxisReLU means the same.
+        if not isinstance(first, BatchAxisReLU) and not is_elementwise(first):
             return None
         if any(type(each) is not type(first) or repr(each) != repr(first) for each in self.activations):
             return None
