@@ -4,5 +4,5 @@ Each file has a function `cases(quick)` that yields `Case`s (`timing.py`); `scri
 writes results/bench/<machine>/. To add one: a file like these, and its name in `GROUPS`.
 """
 
-GROUPS = ("activations", "recurrent", "training", "statistics", "pipeline", "commands")
+GROUPS = ("activations", "recurrent", "training", "statistics", "pipeline", "ensembles", "commands")
 """In the order of the report."""

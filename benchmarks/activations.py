@@ -5,6 +5,7 @@ Limit: forward reads x and writes y, backward reads the incoming gradient and y 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import torch
@@ -45,6 +46,20 @@ def forward_and_backward(function: Callable[[Tensor], Tensor], x: Tensor, gradie
     return action
 
 
+def compiled(device: str) -> Iterator[Case]:
+    """Where inductor can compile: for a CPU it needs a C++ compiler."""
+    if device == "cpu" and shutil.which("g++") is None:
+        return
+    for shape in SHAPES[1:3]:
+        x = torch.randn(shape, device=device).requires_grad_()
+        gradient = torch.randn_like(x).detach()
+        for name, base in (("BReLU", F.relu), ("BELU", F.elu)):
+            ours, theirs = (torch.compile(f, dynamic=False) for f in (lambda v, base=base: bipolar(base, v), base))
+            actions = forward_and_backward(ours, x, gradient), forward_and_backward(theirs, x, gradient)
+            what = f"{name} compiled, {tuple(shape)}, float32"
+            yield Case(what, f"{base.__name__} compiled", *actions, 1.05, moved=5 * x.numel() * x.element_size())
+
+
 def cases(quick: bool) -> Iterator[Case]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bases = {"BReLU": F.relu, "BELU": F.elu}
@@ -72,3 +87,5 @@ def cases(quick: bool) -> Iterator[Case]:
                     for other, (function, least) in others.items():
                         theirs = forward_and_backward(lambda x, f=function, base=base: f(base, x), x, gradient)
                         yield Case(f"{name}, {where}", other, ours, theirs, least, speedup=True, moved=5 * size)
+    if not quick:
+        yield from compiled(device)

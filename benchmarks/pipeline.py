@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,18 @@ BATCH = 128
 AUGMENT = "dataset.augment={crop: 4, padding_mode: zero, flip: true}"
 
 
-def _network(device: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    model = CNN((3, 32, 32), 10, torch.nn.ReLU, (32, 32, 64, 64)).to(device, memory_format=torch.channels_last)
+WIDTHS = ((32, 32, 64, 64), (4, 4, 8, 8))
+"""A network that computes most of the time, and one so small that the data have to keep up."""
+
+
+def _network(device: str, widths: Sequence[int]) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = CNN((3, 32, 32), 10, torch.nn.ReLU, widths).to(device, memory_format=torch.channels_last)
     return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 
-def _train(batches, device: str) -> float:
+def _train(batches, device: str, widths: Sequence[int]) -> float:
     """Seconds of training on these batches, the first of which does not count."""
-    model, optimizer = _network(device)
+    model, optimizer = _network(device, widths)
     started = 0.0
     for index, (inputs, targets) in enumerate(batches):
         if index == 1:
@@ -51,22 +56,22 @@ def cases(quick: bool) -> Iterator[Case]:
     np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images[:BATCH], y_test=labels[:BATCH])
     count = iter(range(10**6))
 
-    def ours() -> float:
+    def ours(widths: Sequence[int]) -> float:
         """Seconds per update."""
         summary = run(
             compose(
-                ["network=cnn", "network.widths=[32,32,64,64]", "activation=relu", "dataset=npz", AUGMENT,
+                ["network=cnn", f"network.widths={[*widths]}", "activation=relu", "dataset=npz", AUGMENT,
                  f"dataset.path={folder}/images.npz", "dataset.valid_fraction=0.02", "trainer.precision=float32",
                  f"trainer.max_steps={size - 2}", f"output_root={folder}/{next(count)}"]
             )
         )  # fmt: skip
         return BATCH / float(summary["images_per_second"])
 
-    def resident() -> float:
+    def resident(widths: Sequence[int]) -> float:
         batch = torch.randn(BATCH, 3, 32, 32, device=device), torch.randint(10, (BATCH,), device=device)
-        return _train([batch] * size, device) / (size - 1)
+        return _train([batch] * size, device, widths) / (size - 1)
 
-    def loader() -> float:
+    def loader(widths: Sequence[int]) -> float:
         from torch.utils.data import DataLoader, Dataset
         from torchvision import transforms
 
@@ -82,8 +87,13 @@ def cases(quick: bool) -> Iterator[Case]:
             def __getitem__(self, index: int):
                 return self.transform(images[index]), int(labels[index])
 
-        return _train(DataLoader(Images(), BATCH, shuffle=True, num_workers=2), device) / (size - 1)
+        return _train(DataLoader(Images(), BATCH, shuffle=True, num_workers=2), device, widths) / (size - 1)
 
-    name = "trainer, CNN 32 32 64 64, batch 128, crop and flip"
-    yield Case(name, "bare loop over one resident batch", ours, resident, 0.95, speedup=True, times_itself=True)
-    yield Case(name, "hand-written loop, DataLoader with 2 workers", ours, loader, 2.0, speedup=True, times_itself=True)
+    for widths in WIDTHS[1:] if quick else WIDTHS:
+        name = f"trainer, CNN {' '.join(map(str, widths))}, batch {BATCH}, crop and flip"
+        for peer, theirs, target in (
+            ("bare loop over one resident batch", resident, 0.95),
+            ("hand-written loop, DataLoader with 2 workers", loader, 2.0),
+        ):
+            actions = partial(ours, widths), partial(theirs, widths)
+            yield Case(name, peer, *actions, target, speedup=True, times_itself=True)

@@ -67,13 +67,19 @@ def table(groups: dict[str, Record]) -> str:
         rows = ["| what | against | ratio [quartiles] | target | met | time | fraction of limit |", "|" + "---|" * 7]
         for record in content["measurements"]:
             each = Measurement(**{key: value for key, value in record.items() if key != "met"})
-            target = "–" if each.target is None else f"{'≥' if each.speedup else '≤'} {each.target:g}"
+            target = _target(each)
             met = {True: "yes", False: "**no**", None: "–"}[each.met]
             fraction = "–" if each.fraction_of_limit is None else f"{each.fraction_of_limit:.0%}"
             cells = [each.name, each.peer, _ratio(each), target, met, _seconds(each.seconds), fraction]
             rows.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _target(each: Measurement) -> str:
+    if each.at_most is not None:
+        return f"≤ {each.at_most:g} s"
+    return "–" if each.target is None else f"{'≥' if each.speedup else '≤'} {each.target:g}"
 
 
 def _explanation() -> str:

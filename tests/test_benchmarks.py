@@ -67,7 +67,7 @@ def test_short_actions_are_repeated_and_times_are_of_one(monkeypatch: pytest.Mon
 
 
 def made(group: str, ratio: float) -> Measurement:
-    return Measurement(group, "what", "whom", ratio, ratio, ratio, 2.0, False, 1.0, 1.0, 3, None)
+    return Measurement(group, "what", "whom", ratio, ratio, ratio, 2.0, False, 1.0, 1.0, 3, None, None)
 
 
 def test_groups_that_are_not_measured_again_stay(tmp_path: Path) -> None:
