@@ -58,7 +58,7 @@ def run_together(cfgs: Sequence[DictConfig], stop: StopCheck = lambda: None) -> 
     with _signals(stop) as should_stop:
         started: dict[int, tuple[Running, Trainer]] = {}
         for number, cfg in enumerate(cfgs):
-            running = _running(cfg, should_stop, nullcontext)
+            running = _running(cfg, should_stop, nullcontext, shows_progress=not started)
             try:
                 trainer = _go_on(partial(next, running))
             except Exception as error:
@@ -103,7 +103,9 @@ def _raise(error: BaseException) -> Any:
     raise error
 
 
-def _running(cfg: DictConfig, stop: StopCheck, signals: Callable[[StopCheck], Any]) -> Running:
+def _running(
+    cfg: DictConfig, stop: StopCheck, signals: Callable[[StopCheck], Any], shows_progress: bool = True
+) -> Running:
     """A run around its training: yields its trainer, is sent how the training ended, and returns the summary."""
     folder = run_folder(cfg)
     if is_done(folder):
@@ -112,10 +114,10 @@ def _running(cfg: DictConfig, stop: StopCheck, signals: Callable[[StopCheck], An
     # Imported here: a finished run is skipped, and --help answered, without waiting for torch.
     from bipolar import build, checkpoint
     from bipolar.environment import commit
-    from bipolar.recording.loggers import RunInfo
+    from bipolar.recording.loggers import Progress, RunInfo
 
     build.check(cfg)
-    loggers = build.loggers(cfg)
+    loggers = [logger for logger in build.loggers(cfg) if shows_progress or not isinstance(logger, Progress)]
     try:
         prepared = _prepare(cfg)
     except ConfigError:
