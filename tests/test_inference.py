@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
@@ -22,6 +23,7 @@ from experiments.analysis.inference import (
     SUPPORTED,
     Effect,
     effect,
+    holm,
     is_open,
     judged,
     overall,
@@ -98,6 +100,11 @@ def test_equal_twins_differ_by_exactly_zero():
     assert found.verdict == f"{NO_DIFFERENCE} (smaller than 0.2)"
     assert not made(A, [*A[:4], np.nextafter(A[4], 2)], paired=True).is_exactly_zero
     assert not made([1.0] * 3, [1.0] * 3).is_exactly_zero  # counts that end at the same ceiling, say
+
+
+@given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.04, 1.0]), min_size=1, max_size=12))
+def test_correction_for_several_is_holms(values):
+    assert holm(values).tolist() == multipletests(values, method="holm")[1].tolist()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ m (1 + E exp(-|x|)) / 2 = 0.76 m.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,18 @@ BASES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 """Base activations, written out again on purpose: what they predict does not depend on the code that is tested."""
 
 
+@cache
+def _nodes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of Gauss-Legendre quadrature: finding them takes much longer than using them."""
+    return np.polynomial.legendre.leggauss(200)
+
+
 def expectation(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], mean: float, variance: float) -> float:
     """E function(x) for x ~ N(mean, variance), by Gauss-Legendre quadrature on each side of the kink at 0."""
     deviation = float(np.sqrt(variance))
     if deviation == 0:
         return float(function(np.array([mean]))[0])
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _nodes()
     low, high = mean - 12 * deviation, mean + 12 * deviation
     total = 0.0
     for start, end in ((low, min(high, max(low, 0.0))), (max(low, min(high, 0.0)), high)):
