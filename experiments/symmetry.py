@@ -12,6 +12,8 @@ the runs.
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from omegaconf import OmegaConf
 from bipolar.runs import Run
 from experiments.analysis import training
 from experiments.analysis.inference import CONTRADICTED, NOT_TESTED, SUPPORTED, Effect, Verdict, judged
-from experiments.analysis.plots import COLOURS, POOLS, base_of, label, panels
+from experiments.analysis.plots import COLOURS, POOLS, base_of, label, panels, plain_powers
 from experiments.analysis.summaries import by_seed, loss_curve, option, significant, where
 
 RULE = (
@@ -43,20 +45,30 @@ def network(run: Run) -> str:
 
 def is_symmetric(run: Run) -> bool:
     """Whether the network of this run has the symmetry, from its configuration alone."""
+    return _is_symmetric(_but_for_twin(run))
+
+
+@cache
+def _is_symmetric(config: str) -> bool:
     import torch
 
     from bipolar import build
     from bipolar.symmetry import explain
 
-    config = OmegaConf.merge(run.config, {"twin": False})
-    shape = build.SHAPES.get(option(run, "dataset.name"), [3, 32, 32])
+    cfg = OmegaConf.create({**json.loads(config), "twin": False})
+    shape = build.SHAPES.get(cfg.dataset.name, [3, 32, 32])
     with torch.device("meta"):
-        return all(row.keeps for row in explain(build.network(config, shape, 10)))
+        return all(row.keeps for row in explain(build.network(cfg, shape, 10)))
+
+
+def _but_for_twin(run: Run) -> str:
+    """The configuration as text, without what tells twins apart."""
+    return json.dumps({**OmegaConf.to_container(run.config), "twin": None}, sort_keys=True)  # type: ignore[dict-item]
 
 
 def pairs(runs: list[Run]) -> dict[tuple[str, str], Twins]:
     """Twins, which have one configuration but for `twin`, by network and activation."""
-    key = lambda run: str(OmegaConf.merge(run.config, {"twin": None}))
+    key = _but_for_twin
     partners = {key(run): run for run in where(runs, twin=True)}
     found: dict[tuple[str, str], Twins] = {}
     for run in by_seed(where(runs, twin=False)):
@@ -134,6 +146,7 @@ def figure(runs: list[Run]) -> Figure:
                 steps[: len(mean)], mean, color=COLOURS[base_of(activation)[0]], marker=".", label=label(activation)
             )
         place.set_yscale("symlog", linthresh=1e-9)
+        plain_powers(place.yaxis)
         place.set_ylim(-2e-10, 10)
         place.set_xlabel("step (updates)")
         place.set_ylabel("|difference of loss| (nats)")
