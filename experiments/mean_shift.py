@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bipolar.runs import Run
 from experiments.analysis.inference import LOWER, Effect, Verdict, effect, judged, overall
-from experiments.analysis.plots import COLOURS, base_of, draw, label, layers, legend, panels
+from experiments.analysis.plots import COLOURS, base_of, draw, label, layers, legend, panels, plain_powers
 from experiments.analysis.summaries import (
     by_activation,
     by_seed,
@@ -138,6 +138,7 @@ def figure(runs: list[Run]) -> Figure:
                 line = through_depth(name, value, depth)
             place.plot(np.arange(1, depth + 1), line, color=COLOURS[base_of(name)[0]], linewidth=0.5)
         place.set_yscale("symlog", linthresh=0.1)
+        plain_powers(place.yaxis)
     legend(drawn, axes[0, 0])
     return drawn
 

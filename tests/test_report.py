@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from made_runs import made_run, made_runs
 
@@ -23,7 +25,7 @@ from bipolar.sweep import CONFIGS
 from experiments import claim_of, ordered, part_of
 from experiments.analysis import inference
 from experiments.analysis.inference import LOWER, Verdict, effect, judged, overall
-from experiments.analysis.plots import draw, layers, panels
+from experiments.analysis.plots import MANY_POINTS, band, draw, layers, panels, plain_powers, style
 from experiments.analysis.summaries import Row, by_activation, final
 from experiments.reporting import html, provenance, readme, records, report, svg
 from experiments.reporting.markdown import slug
@@ -262,6 +264,44 @@ def test_claim_without_a_rule_is_not_judged(results: Path, monkeypatch: pytest.M
     assert json.loads((tmp_path / "quick" / "fake" / "verdict.json").read_text())["verdict"] == inference.NOT_TESTED
     assert not (tmp_path / "quick" / "claims.png").exists()
     assert report.check("quick", tmp_path / "quick") == []
+
+
+# --- drawing
+
+
+def test_long_lines_are_thinned_and_keep_their_ends() -> None:
+    x, y = np.arange(1, 1001), np.linspace(3.0, 5.0, 1000)
+    for length, expected in ((1000, MANY_POINTS), (150, 150), (1, 1)):
+        _, axes = panels(1, 1)
+        band(axes[0, 0], "relu", [(x[:length], y[:length]), (x[:length], y[:length] + 1)])
+        drawn = axes[0, 0].lines[0]
+        assert len(drawn.get_xdata()) == expected
+        assert (drawn.get_xdata()[0], drawn.get_xdata()[-1]) == (1, length)
+        assert drawn.get_ydata() == pytest.approx(y[np.asarray(drawn.get_xdata()) - 1] + 0.5)
+        plt.close()
+
+
+@pytest.mark.parametrize(
+    ("scale", "limits", "expected"),
+    [
+        ({"value": "log"}, (1e-4, 1e2), ["10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "10⁰", "10¹", "10²"]),
+        ({"value": "log"}, (2.5, 4.5), ["3×10⁰", "4×10⁰"]),
+        ({"value": "symlog", "linthresh": 0.1}, (-1, 10), ["−10⁰", "−10⁻¹", "0", "10⁻¹", "10⁰", "10¹"]),
+    ],
+)
+def test_logarithmic_axes_are_labelled_in_plain_text(scale: dict, limits: tuple, expected: list[str]) -> None:
+    with style(layout=False):
+        figure, axes = panels(1, 1)
+    axes[0, 0].set_yscale(**scale)
+    plain_powers(axes[0, 0].yaxis)
+    axes[0, 0].set_ylim(*limits)
+    figure.draw_without_rendering()
+    ticks = [*axes[0, 0].yaxis.get_major_ticks(), *axes[0, 0].yaxis.get_minor_ticks()]
+    inside = [each for each in ticks if limits[0] <= each.get_loc() <= limits[1]]
+    assert [text for each in sorted(inside, key=lambda each: each.get_loc()) if (text := each.label1.get_text())] == (
+        expected
+    )
+    plt.close()
 
 
 # --- check

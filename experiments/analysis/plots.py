@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,8 +14,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
 from numpy.typing import NDArray
 
 from bipolar.runs import Run
@@ -31,7 +34,6 @@ POOLS = {"max": "max pooling", "average": "average pooling", "stride": "strides"
 """Ways of halving the resolution, in words."""
 
 STYLE = {
-    "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -46,6 +48,8 @@ STYLE = {
 }
 
 MANY_POINTS = 200
+"""Of a longer line so many are drawn: in a panel nobody can tell more apart, and they take time and space."""
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Curve = tuple[NDArray[Any], NDArray[Any]]
 
@@ -62,8 +66,9 @@ def label(name: str) -> str:
     return ("B" if is_bipolar else "") + LABELS.get(base, base)
 
 
-def style() -> AbstractContextManager[None]:
-    return plt.rc_context(STYLE)
+def style(*, layout: bool = True) -> AbstractContextManager[None]:
+    """Within it figures look as they should; `layout`: and matplotlib finds the places of axes and legends."""
+    return plt.rc_context({**STYLE, "figure.constrained_layout.use": layout})
 
 
 def panels(rows: int, columns: int) -> tuple[Figure, Any]:
@@ -71,20 +76,40 @@ def panels(rows: int, columns: int) -> tuple[Figure, Any]:
     return plt.subplots(rows, columns, figsize=(3.4 * columns, 2.8 * rows), squeeze=False)
 
 
+class Powers(LogFormatterSciNotation):
+    """Powers of ten as plain text: as formulas, which matplotlib makes of them, they take much longer to draw."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if not super().__call__(x, pos):
+            return ""  # of minor ticks some have no label
+        if x == 0:
+            return "0"
+        exponent = math.floor(math.log10(abs(x)) + 1e-9)
+        power = "10" + str(exponent).translate(SUPERSCRIPTS)
+        factor = f"{x / 10.0**exponent:.3g}"
+        return self.fix_minus({"1": power, "-1": f"-{power}"}.get(factor, f"{factor}×{power}"))
+
+
+def plain_powers(axis: Axis) -> None:
+    """Label a logarithmic axis in plain text, in the places that matplotlib chooses."""
+    axis.set_major_formatter(Powers())
+    if isinstance(axis.get_minor_formatter(), LogFormatterSciNotation):
+        axis.set_minor_formatter(Powers())
+
+
 def band(axes: Axes, name: str, curves: list[Curve]) -> None:
     """The mean over runs, and the range from the smallest to the largest of them as a band.
 
-    The runs share their steps as far as they go: one that diverged ends earlier, and the mean with it.
+    The runs share their steps as far as they go: one that diverged ends earlier, and the mean with it. Of more than
+    `MANY_POINTS` points so many are drawn, evenly spread from the first to the last.
     """
     length = min(len(x) for x, _ in curves)
-    x = curves[0][0][:length]
-    values = np.stack([y[:length] for _, y in curves])
+    drawn = np.linspace(0, length - 1, min(length, MANY_POINTS)).round().astype(int)
+    x = curves[0][0][drawn]
+    values = np.stack([y[drawn] for _, y in curves])
     base, is_bipolar = base_of(name)
     colour = COLOURS.get(base, "#444444")
-    # as vectors, bands over hundreds of layers would make a figure of megabytes
-    axes.fill_between(
-        x, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0, rasterized=length > MANY_POINTS
-    )
+    axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
     axes.plot(x, values.mean(0), color=colour, linestyle="-" if is_bipolar else "--", linewidth=1.4, label=label(name))
 
 
@@ -106,6 +131,7 @@ def draw(
     axes.set_ylabel(y_label)
     if log and any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines):
         axes.set_yscale("log")
+        plain_powers(axes.yaxis)
 
 
 def rate_panel(axes: Axes, runs: list[Run], figure: Callable[[Run], float], title: str, y_label: str) -> None:
@@ -126,6 +152,7 @@ def rate_panel(axes: Axes, runs: list[Run], figure: Callable[[Run], float], titl
         top = axes.get_xaxis_transform()
         axes.plot(lost, np.full(len(lost), 0.97), "x", color=COLOURS.get(base, "#444444"), transform=top)
     axes.set_xscale("log")
+    plain_powers(axes.xaxis)
     axes.set_title(title)
     axes.set_xlabel("learning rate")
     axes.set_ylabel(y_label)
@@ -187,7 +214,9 @@ def heat_maps(groups: dict[str, list[Run]], key: str, title: str, *, log: bool =
         place.set_xlabel("step (updates)")
         place.grid(visible=False)
     axes[0, 0].set_ylabel("layer")
-    figure.colorbar(image, ax=axes[0].tolist(), label=title)
+    bar = figure.colorbar(image, ax=axes[0].tolist(), label=title)
+    if log:
+        plain_powers(bar.ax.yaxis)
     return figure
 
 

@@ -175,10 +175,21 @@ def _save(figure: Any, stem: Path) -> list[Path]:
         return []
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in KINDS]
     with style():
+        _lay_out(figure)
+    with style(layout=False):
         for path in paths:
             figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     plt.close(figure)
     return paths
+
+
+def _lay_out(figure: Any) -> None:
+    """Find the places of axes and legends once for all formats: it takes as long as drawing does."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        with style(layout=False):
+            figure.set_layout_engine(None)
 
 
 def _rounded(value: Any) -> Any:
