@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,19 @@ class Run:
     metrics: list[Record]
     activations: list[Record]
 
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The configuration as plain dictionaries, which are read many times as fast; not to be changed."""
+        container: Any = OmegaConf.to_container(self.config, resolve=True)
+        return dict(container)
+
     @property
     def activation(self) -> str:
-        return str(self.config.activation.name)
+        return str(self.options["activation"]["name"])
 
     @property
     def seed(self) -> int:
-        return int(self.config.seed)
+        return int(self.options["seed"])
 
     def curve(self, split: str, key: str) -> tuple[list[int], list[float | None]]:
         """Steps and values of one figure of metrics.jsonl, e.g. `curve("train", "loss")`."""

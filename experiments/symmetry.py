@@ -63,7 +63,7 @@ def _is_symmetric(config: str) -> bool:
 
 def _but_for_twin(run: Run) -> str:
     """The configuration as text, without what tells twins apart."""
-    return json.dumps({**OmegaConf.to_container(run.config), "twin": None}, sort_keys=True)  # type: ignore[dict-item]
+    return json.dumps({**run.options, "twin": None}, sort_keys=True)
 
 
 def pairs(runs: list[Run]) -> dict[tuple[str, str], Twins]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from bipolar.runs import Run
 from experiments import part_of
@@ -29,12 +28,15 @@ def by_activation(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 def in_parts(runs: Iterable[Run], *parts: str) -> list[Run]:
     """The runs of some parts of a claim; the part of `<profile>/<claim>` itself is the empty text."""
-    return [run for run in runs if part_of(run.config.experiment_name) in parts]
+    return [run for run in runs if part_of(run.options["experiment_name"]) in parts]
 
 
 def option(run: Run, name: str) -> Any:
-    """An option of a run by its name on the command line, e.g. `network.pool`."""
-    return OmegaConf.select(run.config, name)
+    """An option of a run by its name on the command line, e.g. `network.pool`; None where the run has no such option."""
+    value: Any = run.options
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def where(runs: Iterable[Run], **options: Any) -> list[Run]:

@@ -123,7 +123,7 @@ def _run(head: Record, line: Record) -> Run:
 
 def part(run: Run) -> str:
     """The part of the claim's grids that a run is of; an empty text for the main one."""
-    return part_of(run.config.experiment_name)
+    return part_of(run.options["experiment_name"])
 
 
 def parts(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -177,8 +177,7 @@ def _text(value: Any) -> str:
 
 def _config(run: Run) -> Record:
     """The configuration without the places of one machine."""
-    config: Any = OmegaConf.to_container(run.config, resolve=True)
-    return _without_paths({key: value for key, value in config.items() if key not in PLACES})
+    return _without_paths({key: value for key, value in run.options.items() if key not in PLACES})
 
 
 def _kept(run: Run) -> Record:
