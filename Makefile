@@ -26,7 +26,7 @@ extend: setup  ## as reproduce, but take over the runs archived in results/PROFI
 	@$(BIN)/python scripts/reproduce.py --profile $(PROFILE) --workers $(WORKERS) --from-archive
 
 report: setup  ## make the report of PROFILE (quick) anew from the archived runs in results/PROFILE alone
-	@$(BIN)/python scripts/report.py --profile $(PROFILE)
+	@$(BIN)/python scripts/report.py --profile $(PROFILE) --workers $(WORKERS)
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --quiet

@@ -17,6 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick", help="a folder of --results")
     parser.add_argument("--results", default="results", help="where the results are")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw at the same time")
     parser.add_argument("--check", action="store_true", help="write nothing, say what is out of date")
     args = parser.parse_args()
     root = Path(args.results)
@@ -34,7 +35,7 @@ def main() -> int:
             wrong = report.check(args.profile, results)
             print("\n".join(wrong) if wrong else f"{results} is what its records and the code make")
             return 1 if wrong else 0
-        files = report.write(args.profile, results, report.command_of(args.profile, results))
+        files = report.write(args.profile, results, report.command_of(args.profile, results), args.workers)
     except ConfigError as error:
         parser.exit(2, f"error: {error}\n")
     print(f"wrote {results}/report.md and {len(files) - 1} other files")

@@ -105,7 +105,7 @@ def main() -> int:
     try:
         for claim in ordered(claims):
             records.write(results / claim, [read_run(folder) for folder in claims[claim]])
-        report.write(args.profile, results, command())
+        report.write(args.profile, results, command(), args.workers)
     except ConfigError as error:
         parser.exit(2, f"error: {error}\n")
     print(f"wrote {results}/report.md from {len(folders)} runs ({time.monotonic() - started:.0f} s)")

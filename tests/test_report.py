@@ -376,6 +376,21 @@ def test_command_writes_checks_and_refuses(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
+def test_processes_draw_what_one_draws(tmp_path: Path) -> None:
+    for folder in (tmp_path / "one" / "tiny", tmp_path / "two" / "tiny"):
+        for claim in ("cnn", "batch_axis"):
+            records.write(folder / claim, made_runs(seeds=2, experiment=f"tiny/{claim}"))
+    for name, workers in (("one", "1"), ("two", "2")):
+        done = command("--profile", "tiny", "--results", str(tmp_path / name), "--workers", workers)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    (tmp_path / "two" / "tiny" / "cnn" / records.RECORDS).write_bytes(b"damaged")
+    done = command("--profile", "tiny", "--results", str(tmp_path / "two"), "--workers", "2")
+    assert done.returncode == 2
+    assert "is damaged" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
 # --- the page
 
 

@@ -32,7 +32,7 @@ def in_parts(runs: Iterable[Run], *parts: str) -> list[Run]:
 
 
 def option(run: Run, name: str) -> Any:
-    """An option of a run by its name on the command line, e.g. `network.pool`; None where the run has no such option."""
+    """An option of a run by its name on the command line, e.g. `network.pool`; None where it has none."""
     value: Any = run.options
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None

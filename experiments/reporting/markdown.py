@@ -56,11 +56,15 @@ class Claim:
 
     @property
     def figures(self) -> dict[str, Callable[[list[Run]], Figure]]:
-        """Functions that draw, by the names of their files; the main figure first."""
-        return {"figure": self.module.figure, **getattr(self.module, "more_figures", {})}
+        return figures_of(self.module)
 
     def caption(self, name: str) -> str:
         return first_paragraph(self.figures[name]) or self.title
+
+
+def figures_of(module: ModuleType) -> dict[str, Callable[[list[Run]], Figure]]:
+    """A claim's functions that draw, by the names of their files; the main figure first."""
+    return {"figure": module.figure, **getattr(module, "more_figures", {})}
 
 
 def first_paragraph(function: Callable[..., Any]) -> str:

@@ -6,39 +6,46 @@ import csv
 import importlib
 import io
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bipolar.errors import ConfigError, DataError
 from bipolar.recording.folder import Record, jsonable, write_json
+from bipolar.runs import Run
 from experiments import ordered
 from experiments.analysis.inference import NOT_TESTED, Verdict
 from experiments.analysis.plots import style
 from experiments.analysis.summaries import Row
 from experiments.reporting import forest, html, markdown, provenance, readme, records
-from experiments.reporting.markdown import Claim
+from experiments.reporting.markdown import Claim, figures_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = 9
 """Significant digits in verdict.json: the last ones differ between machines."""
 
 
-def write(profile: str, results: Path, command: str) -> list[Path]:
+def write(profile: str, results: Path, command: str, workers: int = 1) -> list[Path]:
     """Write all that is made of the archives in `results`, a profile's folder. Returns the files written.
 
     The README's block is written too, where `results` are the repository's own and the README shows this profile.
 
+    Args:
+        workers: processes that draw; with more than one, all else is made in this one meanwhile.
+
     Raises:
         ConfigError: an archive is missing, damaged, or of a claim that has no file here.
     """
-    claims = load(results)
-    written = [path for claim in claims for path in _draw_claim(results / claim.name, claim)]
-    written += _save(_forest(claims), results / "claims")
-    record = _provenance(profile, command, claims)
-    for path, text in texts(results, claims, record).items():
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
+    with _drawing(results, workers) as drawn:
+        claims = load(results)
+        written = _save(_forest(claims), results / "claims")
+        record = _provenance(profile, command, claims)
+        for path, text in texts(results, claims, record).items():
+            path.write_text(text, encoding="utf-8")
+            written.append(path)
+        written += drawn(claims)
     page = results / "report.html"
     page.write_text(html.page((results / "report.md").read_text(encoding="utf-8"), results), encoding="utf-8")
     written.append(page)
@@ -95,15 +102,19 @@ def load(results: Path) -> list[Claim]:
     return [_claim(name, records.read(results / name)) for name in ordered(names)]
 
 
-def _claim(name: str, runs: list[Any]) -> Claim:
+def _claim(name: str, runs: list[Run]) -> Claim:
+    module = _module(name)
+    verdict = module.verdict(runs) if hasattr(module, "verdict") else _unjudged(module)
+    return Claim(name=name, module=module, runs=runs, rows=module.table(runs), verdict=verdict)
+
+
+def _module(name: str) -> Any:
     try:
-        module = importlib.import_module(f"experiments.{name}")
+        return importlib.import_module(f"experiments.{name}")
     except ModuleNotFoundError as error:
         if error.name != f"experiments.{name}":
             raise
         raise ConfigError(f"{name} has an archive of runs but no experiments/{name}.py that reads them") from error
-    verdict = module.verdict(runs) if hasattr(module, "verdict") else _unjudged(module)
-    return Claim(name=name, module=module, runs=runs, rows=module.table(runs), verdict=verdict)
 
 
 def _unjudged(module: Any) -> Verdict:
@@ -151,11 +162,38 @@ def _is_in_readme(profile: str, results: Path) -> bool:
 KINDS = ("png", "svg")
 
 
-def _draw_claim(folder: Path, claim: Claim) -> list[Path]:
+@contextmanager
+def _drawing(results: Path, workers: int) -> Iterator[Callable[[Sequence[Claim]], list[Path]]]:
+    """Gives a function that draws the claims' figures, or waits until they are drawn, and returns their files.
+
+    With several workers these begin at once, each with an archive of its own, the largest first.
+    """
+    archives = sorted(results.glob(f"*/{records.RECORDS}"), key=lambda path: (-path.stat().st_size, path))
+    if min(workers, len(archives)) < 2:
+        draw = lambda claim: _draw(results / claim.name, claim.figures, claim.runs)
+        yield lambda claims: [path for claim in claims for path in draw(claim)]
+        return
+    from joblib import Parallel, delayed
+
+    pool = Parallel(n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator")
+    figures = pool(delayed(_draw_archive)(path.parent) for path in archives)
+    try:
+        yield lambda claims: [path for written in figures for path in written]
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # after an error: that tasks are cancelled
+            figures.close()
+
+
+def _draw_archive(folder: Path) -> list[Path]:
+    return _draw(folder, figures_of(_module(folder.name)), records.read(folder))
+
+
+def _draw(folder: Path, figures: Mapping[str, Callable[[list[Run]], Any]], runs: list[Run]) -> list[Path]:
     written = []
-    for name, function in claim.figures.items():
+    for name, function in figures.items():
         with style():
-            written += _save(function(claim.runs), folder / name)
+            written += _save(function(runs), folder / name)
     return written
 
 
