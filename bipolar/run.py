@@ -133,6 +133,8 @@ def _running(
             return {**(read_summary(folder) or {}), "skipped": True}
         checkpoint_path = folder / "checkpoint.pt"
         resuming = checkpoint_path.exists()
+        # After its checkpoint an interrupted part still spends time, which its summary alone knows of.
+        spent = (read_summary(folder) or {}).get("wall_seconds") or 0.0
         _write_head(folder, cfg)
         write_json(folder / "environment.json", prepared.environment)
         if diff := commit()["diff"]:
@@ -143,7 +145,7 @@ def _running(
         try:
             trainer = prepared.trainer(files, loggers, checkpoint_path, should_stop)
             if resuming:
-                trainer.resume(checkpoint.load(checkpoint_path))
+                trainer.resume(checkpoint.load(checkpoint_path), spent)
             else:
                 files.rewind({})
             info = RunInfo(

@@ -391,8 +391,10 @@ class Trainer:
                 },
             )
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def resume(self, state: dict[str, Any], spent: float = 0.0) -> None:
         """Continue from a checkpoint: the records written after it are dropped and made again.
+
+        `spent` are the seconds that the run is known to have taken so far, where that is more than the checkpoint says.
 
         Bit for bit the same as without the interruption on the same machine with as many threads; on a GPU only with
         `trainer.deterministic=true`.
@@ -409,7 +411,7 @@ class Trainer:
         self.last, self.best = state["last"], state["best"]
         self.samples_seen = self.samples_in_records = state["samples_seen"]
         self.clock.total = state["training_seconds"]
-        self._earlier_wall_seconds = state["wall_seconds"]
+        self._earlier_wall_seconds = max(state["wall_seconds"], spent)
         self.files.rewind(state["files"])
 
 

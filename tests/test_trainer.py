@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from conftest import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bipolar import build, sweep
+from bipolar import build, checkpoint, sweep
 from bipolar.data.batches import Batches
 from bipolar.errors import ConfigError
-from bipolar.recording.folder import FileRecorder
+from bipolar.recording.folder import FileRecorder, write_json
 from bipolar.run import run
 from bipolar.runs import read_run, run_folder
 from bipolar.seeding import derive_seed
@@ -702,6 +702,21 @@ def test_wall_seconds_count_all_parts_of_an_interrupted_run(tiny_config):
     assert len(spent) > 3
     assert spent == sorted(spent)
     assert summary["wall_seconds"] >= max(spent[-1], summary["training_seconds"])
+
+
+def test_wall_seconds_count_what_an_interrupted_part_spent_after_its_checkpoint(tiny_config):
+    cfg = tiny_config()
+    summary = run(cfg, lambda: "test")
+    write_json(run_folder(cfg) / "summary.json", {**summary, "wall_seconds": 1e6})  # as if closing the files took long
+    assert run(cfg)["wall_seconds"] > 1e6
+
+
+def test_wall_seconds_of_a_killed_run_are_those_of_its_checkpoint_and_more(tiny_config):
+    cfg = tiny_config()
+    run(cfg, lambda: "test")
+    (run_folder(cfg) / "summary.json").unlink()
+    saved = checkpoint.load(run_folder(cfg) / "checkpoint.pt")["wall_seconds"]
+    assert saved < run(cfg)["wall_seconds"] < saved + 600
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
