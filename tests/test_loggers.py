@@ -21,7 +21,7 @@ from torch import nn
 from bipolar import sweep
 from bipolar.errors import ConfigError
 from bipolar.recording.folder import FileRecorder, read_json, read_jsonl, read_summary, write_json
-from bipolar.recording.loggers import make_loggers
+from bipolar.recording.loggers import flat_activations, flat_metrics, make_loggers
 from bipolar.run import run
 from bipolar.runs import read_run, run_folder
 
@@ -38,11 +38,18 @@ def strict_json(text: str) -> Any:
 
 
 def by_step(folder: Path) -> tuple[list[dict], list[dict]]:
-    """What a dashboard should show of a run: a row for each line of metrics.jsonl, and for each measurement."""
+    """What a dashboard should show of a run: a row for each line of metrics.jsonl, and for each measurement.
+
+    Where the files have null there is nothing to show.
+    """
     saved = read_run(folder)
     metrics = [
         {"step": row["step"], "epoch": row["epoch"]}
-        | {f"{row['split']}/{key}": value for key, value in row.items() if key not in ("step", "epoch", "split")}
+        | {
+            f"{row['split']}/{key}": value
+            for key, value in row.items()
+            if key not in ("step", "epoch", "split") and value is not None
+        }
         for row in saved.metrics
     ]
     activations = [
@@ -51,19 +58,11 @@ def by_step(folder: Path) -> tuple[list[dict], list[dict]]:
             f"activations/{key}/{row['layer']}": value
             for row in rows
             for key, value in row.items()
-            if key not in ("step", "epoch", "layer", "index")
+            if key not in ("step", "epoch", "layer", "index") and value is not None
         }
         for step, rows in itertools.groupby(saved.activations, key=lambda row: row["step"])
     ]
     return metrics, activations
-
-
-def null_for_nan(rows: list[dict]) -> list[dict]:
-    """As the run folder's files have it."""
-    return [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        for row in rows
-    ]
 
 
 # --- Weights & Biases -------------------------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ every_job = pytest.mark.parametrize("job", [0, 1, 2], ids=["first", "failed", "a
 @every_job
 def test_wandb_history_is_that_of_the_run_folder(wandb_sweep, job):
     metrics, activations = by_step(wandb_sweep[job])
-    history = null_for_nan(read_wandb(wandb_sweep[job]).history)
+    history = read_wandb(wandb_sweep[job]).history
     assert [row for row in history if "epoch" in row] == metrics
     assert [row for row in history if "epoch" not in row] == activations
     assert len(metrics) >= 1
@@ -258,10 +257,7 @@ def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag) if not math.isnan(event.value)]
-        for tag in events.Tags()["scalars"]
-    }
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def curves(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
@@ -269,7 +265,7 @@ def curves(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for key, value in row.items():
-            if key != "step" and value is not None:
+            if key != "step":
                 found.setdefault(key, []).append((row["step"], torch.tensor(value, dtype=torch.float32).item()))
     return found
 
@@ -319,6 +315,25 @@ def test_no_logger_changes_the_run(tiny_config):
             row.pop("images_per_second", None)
         found.append((run_folder(cfg).name, rows, read_jsonl(run_folder(cfg) / "activations.jsonl")))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_what_is_null_in_the_files_is_not_shown(value):
+    metrics = {"step": 3, "epoch": 1.0, "split": "train", "loss": value, "error": 0.0}
+    assert flat_metrics(metrics) == {"epoch": 1.0, "train/error": 0.0}
+    layer = {"step": 3, "epoch": 1.0, "layer": "fc1", "index": 0, "mean": 0.5, "gradient_norm": value}
+    assert flat_activations([layer]) == {"activations/mean/fc1": 0.5}
+
+
+def test_the_last_measurement_shows_no_gradient(tiny_config):
+    """There is none then: the file has null, and the curve ends one measurement before the others."""
+    cfg = tiny_config("logger=tensorboard")
+    run(cfg)
+    last = read_run(run_folder(cfg)).activations[-1]
+    assert last["gradient_norm"] is None
+    found = read_tensorboard(run_folder(cfg))
+    means, norms = ([step for step, _ in found[f"activations/{key}/layer2"]] for key in ("mean", "gradient_norm"))
+    assert norms == means[:-1]
 
 
 def test_an_unknown_logger_is_refused():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bipolar.errors import ConfigError, check_choice, prefixed
-from bipolar.recording.folder import ACTIVATIONS, METRICS, Record, read_jsonl
+from bipolar.recording.folder import ACTIVATIONS, METRICS, Record, jsonable, read_jsonl
 from bipolar.sweep import VARIABLE, is_worker
 
 WANDB_MODES = ("online", "offline", "disabled")
@@ -42,23 +42,26 @@ class Logger(Protocol):
 
 
 def flat_metrics(record: Record) -> dict[str, float]:
-    """`{"train/loss": ...}` and so on for the figures of a line of metrics.jsonl."""
+    """`{"train/loss": ...}` and so on for the figures of a line of metrics.jsonl, without those that are null there."""
     skip = ("step", "split")
     return {
         key if key == "epoch" else f"{record['split']}/{key}": value
         for key, value in record.items()
-        if key not in skip and value is not None
+        if key not in skip and jsonable(value) is not None
     }
 
 
 def flat_activations(records: list[Record]) -> dict[str, float]:
-    """`{"activations/mean/conv3": ...}`: names that make a dashboard group one quantity of all layers in a panel."""
+    """`{"activations/mean/conv3": ...}`: names that make a dashboard group one quantity of all layers in a panel.
+
+    What is null in activations.jsonl, such as the norm of a gradient that there is not, is left out.
+    """
     skip = ("step", "epoch", "layer", "index")
     return {
         f"activations/{key}/{record['layer']}": value
         for record in records
         for key, value in record.items()
-        if key not in skip and value is not None
+        if key not in skip and jsonable(value) is not None
     }
 
 
@@ -127,7 +130,8 @@ class WandbLogger:
         self._run.summary["status"] = status
         for group in ("final", "best"):
             for key, value in (summary.get(group) or {}).items():
-                self._run.summary[f"{group}/{key}"] = value
+                if jsonable(value) is not None:
+                    self._run.summary[f"{group}/{key}"] = value
         self._run.finish(exit_code=1 if status == "failed" else 0)
         self._run = None
 
