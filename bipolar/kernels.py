@@ -184,7 +184,7 @@ class _TransformedReLU(_EagerReLU):
 
 def elu_parameters(fn: Callable[[Tensor], Tensor]) -> tuple[float, float] | None:
     """alpha and scale of ELU and SELU; None of all others."""
-    if type(fn) is nn.ELU:
+    if type(fn) is nn.ELU and isinstance(fn.alpha, (int, float)):  # what is no number, torch shall refuse
         return float(fn.alpha), 1.0
     if fn is F.elu:
         return 1.0, 1.0
