@@ -17,7 +17,6 @@ from bipolar.networks.cnn import CNN
 from bipolar.run import run
 from bipolar.sweep import compose
 
-BATCH = 128
 AUGMENT = "dataset.augment={crop: 4, padding_mode: zero, flip: true}"
 
 
@@ -48,12 +47,14 @@ def _train(batches, device: str, widths: Sequence[int]) -> float:
 
 def cases(quick: bool) -> Iterator[Case]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 20 if quick else 50
+    size, batch_size = (4, 16) if quick else (50, 128)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BATCH * size, 32, 32, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (batch_size * size, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, len(images))
     folder = Path(tempfile.mkdtemp(prefix="bipolar-bench-"))
-    np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images[:BATCH], y_test=labels[:BATCH])
+    np.savez(
+        folder / "images.npz", x_train=images, y_train=labels, x_test=images[:batch_size], y_test=labels[:batch_size]
+    )
     count = iter(range(10**6))
 
     def ours(widths: Sequence[int]) -> float:
@@ -62,13 +63,13 @@ def cases(quick: bool) -> Iterator[Case]:
             compose(
                 ["network=cnn", f"network.widths={[*widths]}", "activation=relu", "dataset=npz", AUGMENT,
                  f"dataset.path={folder}/images.npz", "dataset.valid_fraction=0.02", "trainer.precision=float32",
-                 f"trainer.max_steps={size - 2}", f"output_root={folder}/{next(count)}"]
+                 f"trainer.batch_size={batch_size}", f"trainer.max_steps={size - 2}", f"output_root={folder}/{next(count)}"]
             )
         )  # fmt: skip
-        return BATCH / float(summary["images_per_second"])
+        return batch_size / float(summary["images_per_second"])
 
     def resident(widths: Sequence[int]) -> float:
-        batch = torch.randn(BATCH, 3, 32, 32, device=device), torch.randint(10, (BATCH,), device=device)
+        batch = torch.randn(batch_size, 3, 32, 32, device=device), torch.randint(10, (batch_size,), device=device)
         return _train([batch] * size, device, widths) / (size - 1)
 
     def loader(widths: Sequence[int]) -> float:
@@ -87,10 +88,10 @@ def cases(quick: bool) -> Iterator[Case]:
             def __getitem__(self, index: int):
                 return self.transform(images[index]), int(labels[index])
 
-        return _train(DataLoader(Images(), BATCH, shuffle=True, num_workers=2), device, widths) / (size - 1)
+        return _train(DataLoader(Images(), batch_size, shuffle=True, num_workers=2), device, widths) / (size - 1)
 
     for widths in WIDTHS[1:] if quick else WIDTHS:
-        name = f"trainer, CNN {' '.join(map(str, widths))}, batch {BATCH}, crop and flip"
+        name = f"trainer, CNN {' '.join(map(str, widths))}, batch {batch_size}, crop and flip"
         for peer, theirs, target in (
             ("bare loop over one resident batch", resident, 0.95),
             ("hand-written loop, DataLoader with 2 workers", loader, 2.0),
