@@ -31,6 +31,24 @@ TINY = [
 """Overrides of a run that takes a fraction of a second."""
 
 
+@pytest.fixture(autouse=True)
+def torch_as_it_was():
+    """A run sets torch's flags and threads for itself; the other tests shall not notice."""
+    import torch
+
+    settings = [
+        (torch.get_num_threads, torch.set_num_threads),
+        (torch.get_default_dtype, torch.set_default_dtype),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    ]
+    before = [get() for get, _ in settings]
+    yield
+    for (get, put), value in zip(settings, before, strict=True):
+        if get() != value:  # the last of them imports torch's compiler, which takes seconds
+            put(value)
+
+
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[..., object]:
     """Composes the configuration of a tiny run whose folder is below tmp_path; overrides go last."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import hydra
 import pytest
-import torch
 from omegaconf import OmegaConf
 
 from bipolar import build, sweep
@@ -26,15 +25,6 @@ def choices(group: str) -> list[str]:
 ALL = [(group, name) for group in GROUPS for name in choices(group)]
 NAMED = [(group, name) for group, name in ALL if group not in ("trainer", "logger", "sweep")]
 EXPERIMENTS = choices("experiment")
-
-
-@pytest.fixture(autouse=True)
-def torch_as_it_was():
-    """A run sets torch's flags and threads for itself; the other tests shall not notice."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def test_every_folder_is_tested():

@@ -808,15 +808,10 @@ def test_derived_seeds_stay_the_same_from_release_to_release():
 
 @pytest.fixture
 def flags():
-    """Puts torch's flags back."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.benchmark,
-    )
+    """Puts cuDNN's flags back."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
 def draws(seed):

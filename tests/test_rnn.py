@@ -48,15 +48,6 @@ every_activation = pytest.mark.parametrize("activation", ACTIVATIONS.values(), i
 every_engine = pytest.mark.parametrize("engine", ["wavefront", "loop"])
 
 
-@pytest.fixture(autouse=True)
-def torch_as_it_was():
-    """A run sets torch's flags and threads for itself; the other tests shall not notice."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
 def rnn(activation=nn.ReLU, seed=0, dtype=torch.float64, layers=4, hidden_size=6, classes=CLASSES, **options):
     """A network whose biases are not zero either."""
     torch.manual_seed(seed)

@@ -38,14 +38,6 @@ IMAGE = (3, 6, 6)
 BIPOLAR = (Bipolar, BipolarMaxPool2d, BatchAxisReLU)
 
 
-@pytest.fixture(autouse=True)
-def torch_as_it_was():
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
 class Net(nn.Module):
     """A user's own network: `forward(self, x)` and the modules it uses."""
 

@@ -32,17 +32,6 @@ CPU = torch.device("cpu")
 STEPS_PER_EPOCH, STEPS = 8, 16  # of tiny_config
 
 
-@pytest.fixture(autouse=True)
-def global_state():
-    """What a test sets for the whole process does not reach the next one."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.set_default_dtype(torch.float32)
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture
 def cnn_config(tmp_path):
     """As tiny_config, a small convolutional network, smooth: no rounding error tips a maximum over."""
