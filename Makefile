@@ -29,7 +29,7 @@ report: setup  ## make the report of PROFILE (quick) anew from the archived runs
 	@$(BIN)/python scripts/report.py --profile $(PROFILE) --workers $(WORKERS)
 
 test: setup  ## run the tests
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --quiet
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --quiet
 
 bench: setup  ## measure speed: ratios against peers, into results/bench (minutes; with nothing else running)
 	@$(BIN)/python scripts/benchmark.py

@@ -95,28 +95,35 @@ def _compose_all(jobs: list[list[str]], parser: Any) -> list[DictConfig]:
     """
     import hydra
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.types import OverrideType
 
-    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
     composed: dict[tuple[str, ...], DictConfig] = {}
     configs = []
     for job in jobs:
-        choices, values = [], []
-        overrides = parser.parse_overrides(job)
-        # an addition or a deletion may speak of what another override sets: their order counts then
-        is_plain = all(parsed.type == OverrideType.CHANGE for parsed in overrides)
-        for text, parsed in zip(job, overrides, strict=True):
-            is_value = parsed.package is None and parsed.key_or_group not in groups
-            if is_plain and is_value and not parsed.key_or_group.startswith(("hydra", "/")):
-                values.append(parsed)
-            else:
-                choices.append(text)
-        if (key := tuple(choices)) not in composed:
-            composed[key] = hydra.compose("train", choices)
-        config = copy.deepcopy(composed[key])
+        choices, values = _choices_and_values(job, parser)
+        if choices not in composed:
+            composed[choices] = hydra.compose("train", list(choices))
+        config = copy.deepcopy(composed[choices])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         configs.append(config)
     return configs
+
+
+def _choices_and_values(job: Sequence[str], parser: Any) -> tuple[tuple[str, ...], list[Any]]:
+    """The overrides with which a job has to be composed, and the parsed plain values, which can be applied later."""
+    from hydra.core.override_parser.types import OverrideType
+
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    choices, values = [], []
+    overrides = parser.parse_overrides(list(job))
+    # an addition or a deletion may speak of what another override sets: their order counts then
+    is_plain = all(parsed.type == OverrideType.CHANGE for parsed in overrides)
+    for text, parsed in zip(job, overrides, strict=True):
+        is_value = parsed.package is None and parsed.key_or_group not in groups
+        if is_plain and is_value and not parsed.key_or_group.startswith(("hydra", "/")):
+            values.append(parsed)
+        else:
+            choices.append(text)
+    return tuple(choices), values
 
 
 def report_job(number: int, record: dict[str, Any]) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import os
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -49,12 +54,45 @@ def torch_as_it_was():
             put(value)
 
 
-@pytest.fixture
-def tiny_config(tmp_path: Path) -> Callable[..., object]:
-    """Composes the configuration of a tiny run whose folder is below tmp_path; overrides go last."""
+SHARED = {"alone", "archived", "finished", "folders", "one_fails", "wandb_sweep"}
+"""Fixtures of a module that take long."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of such a fixture go to one process and come first (`--dist loadgroup`): it is then made once."""
+    for item in items:
+        for name in SHARED.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{name}"))
+
+
+@functools.cache
+def _composed(*choices: str) -> DictConfig:
     from bipolar import sweep
 
-    return lambda *overrides: sweep.compose([*TINY, f"output_root={tmp_path}/outputs", *overrides])
+    return sweep.compose(choices)
+
+
+def compose(*overrides: str) -> DictConfig:
+    """As `sweep.compose`, but it composes once for all that differ in plain values: that takes longer than a tiny run.
+
+    `sweep.expand` does the same, and the tests of it hold it against Hydra.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from bipolar import sweep
+
+    choices, values = sweep._choices_and_values(overrides, OverridesParser.create())
+    config = copy.deepcopy(_composed(*choices))
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    return config
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes the configuration of a tiny run whose folder is below tmp_path; overrides go last."""
+    return lambda *overrides: compose(*TINY, f"output_root={tmp_path}/outputs", *overrides)
 
 
 class Ended(NamedTuple):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from conftest import compose
+from omegaconf import DictConfig, OmegaConf
 
 from bipolar.runs import Run
-from bipolar.sweep import compose
 
 DATA = "/secret/place/cifar10-heldout.npz"
 
@@ -24,7 +25,7 @@ def made_run(
     run_id: str | None = None,
 ) -> Run:
     """A run of two logged steps and two layers; the same arguments make the same run."""
-    config = OmegaConf.create(_composed(activation, *overrides))
+    config = copy.deepcopy(_composed(activation, *overrides))
     config.seed, config.experiment_name = seed, experiment
     chance = random.Random(f"{activation} {seed} {experiment} {overrides}")
     metrics: list[dict[str, Any]] = []
@@ -59,11 +60,11 @@ def made_run(
 
 
 @cache
-def _composed(activation: str, *overrides: str) -> str:
-    """YAML, as a run folder has it."""
+def _composed(activation: str, *overrides: str) -> DictConfig:
+    """By way of YAML, as a run folder has it."""
     places = [f"dataset.path={DATA}", "output_root=/secret/outputs"]
-    config = compose([f"activation={activation}", "network=cnn", "dataset=npz", *places, *overrides])
-    return OmegaConf.to_yaml(config, resolve=True)
+    config = compose(f"activation={activation}", "network=cnn", "dataset=npz", *places, *overrides)
+    return OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
 
 
 def made_runs(*activations: str, seeds: int = 3, experiment: str = "quick/fake") -> list[Run]:

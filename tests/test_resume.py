@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, compose
 from torch import nn
 
 from bipolar import checkpoint, sweep
@@ -119,7 +119,7 @@ def make_config(tmp_path, images):
         if "dataset=npz" in options:
             options = [o for o in options if o not in TINY or not o.startswith(("dataset", "network"))]
             options.append(f"dataset.path={images}")
-        return sweep.compose([*options, f"output_root={tmp_path}/outputs", *overrides])
+        return compose(*options, f"output_root={tmp_path}/outputs", *overrides)
 
     return make
 
@@ -160,12 +160,17 @@ def check_equal(cfg, reference):
     }
 
 
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    return tmp_path_factory.mktemp("references")
+
+
 @pytest.fixture
-def uninterrupted(make_config, tmp_path):
-    """Runs the same configuration elsewhere, in one go."""
+def uninterrupted(make_config, references):
+    """Runs the same configuration elsewhere, in one go; only once for all tests that want the same."""
 
     def make(variant="dropout", *overrides):
-        cfg = make_config(variant, *overrides, f"output_root={tmp_path}/reference")
+        cfg = make_config(variant, *overrides, f"output_root={references}")
         assert run(cfg)["steps"] == STEPS
         return cfg
 

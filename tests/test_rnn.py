@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume import StopAfter
@@ -736,7 +737,7 @@ def optimizer_for(name, model):
     return torch.optim.AdamW(parameters, lr=0.005, weight_decay=0.01)
 
 
-def trained(model, optimizer, steps=100):
+def trained(model, optimizer, steps=50):
     """The losses of training with everything random, the state carried on."""
     optimizer, state, losses = optimizer_for(optimizer, model), None, []
     for step in range(steps):
@@ -769,7 +770,7 @@ def test_a_network_and_its_base_twin_train_alike_to_the_last_bit(activation, dty
     assert not any(isinstance(module, Bipolar) for module in twin.modules())
     mine, twins = trained(model, optimizer), trained(twin, optimizer)
     assert mine == twins
-    assert len(set(mine)) > 90
+    assert len(set(mine)) > 45
 
 
 @pytest.mark.parametrize(
@@ -1182,7 +1183,7 @@ def test_wrong_options(overrides, message):
     build._tried.clear()
     with pytest.raises(ConfigError, match=f"^{message}$"):
         build.check(sweep.compose([*TEXT, *overrides]))
-    build.check(sweep.compose(TEXT))
+    build.check(compose(*TEXT))
 
 
 @pytest.mark.parametrize("name", ["dataset.sequence_length=0"])
@@ -1233,7 +1234,7 @@ def make_config(tmp_path, story):
     """make_config(*overrides): a run on the story of more than two epochs."""
     options = [*SMALL, "dataset=text", f"dataset.path={story}", "dataset.sequence_length=10",
                "dataset.valid_fraction=0.1", "dataset.test_fraction=0.1"]  # fmt: skip
-    return lambda *overrides: sweep.compose([*options, f"output_root={tmp_path}/outputs", *overrides])
+    return lambda *overrides: compose(*options, f"output_root={tmp_path}/outputs", *overrides)
 
 
 def lines(cfg, name="metrics.jsonl"):

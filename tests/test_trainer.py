@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, compose
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bipolar import build, checkpoint, sweep
@@ -37,7 +37,7 @@ def cnn_config(tmp_path):
     """As tiny_config, a small convolutional network, smooth: no rounding error tips a maximum over."""
     base = [option for option in TINY if not option.startswith(("network.", "dataset.shape"))]
     small = ["network=cnn", "network.widths=[4,6]", "network.pool=average", "dataset.shape=[2,6,6]"]
-    return lambda *overrides: sweep.compose([*base, *small, f"output_root={tmp_path}/outputs", *overrides])
+    return lambda *overrides: compose(*base, *small, f"output_root={tmp_path}/outputs", *overrides)
 
 
 def strict_json(text):
