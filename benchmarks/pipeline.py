@@ -63,7 +63,8 @@ def cases(quick: bool) -> Iterator[Case]:
             compose(
                 ["network=cnn", f"network.widths={[*widths]}", "activation=relu", "dataset=npz", AUGMENT,
                  f"dataset.path={folder}/images.npz", "dataset.valid_fraction=0.02", "trainer.precision=float32",
-                 f"trainer.batch_size={batch_size}", f"trainer.max_steps={size - 2}", f"output_root={folder}/{next(count)}"]
+                 f"trainer.batch_size={batch_size}", f"trainer.max_steps={size - 2}",
+                 f"output_root={folder}/{next(count)}"]
             )
         )  # fmt: skip
         return batch_size / float(summary["images_per_second"])

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, compose
 
 from bipolar import build, ensemble, sweep
 from bipolar.errors import ConfigError
@@ -25,7 +25,7 @@ def configs(tmp_path):
 
     def make(name, *overrides, seeds=range(3), size=3):
         shared = [*TINY, *PLAIN, f"output_root={tmp_path}/{name}", f"trainer.ensemble={size}", *overrides]
-        return [sweep.compose([*shared, f"seed={seed}"]) for seed in seeds]
+        return [compose(*shared, f"seed={seed}") for seed in seeds]
 
     return make
 
