@@ -40,7 +40,7 @@ def main() -> int:
     made = []
     for group in args.groups or GROUPS:
         for case in importlib.import_module(f"benchmarks.{group}").cases(args.quick):
-            repeats = args.repeats or (1 if args.quick else 11)
+            repeats = args.repeats or (1 if args.quick else 9)
             set_threads(threads)  # a run that was measured may have set another number
             made.append(timing.measure(group, case, limits, repeats, 0.0 if args.quick else 0.02))
             print(report.line(made[-1]), flush=True)
