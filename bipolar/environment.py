@@ -20,6 +20,7 @@ PACKAGES = (
 CODE = ("bipolar", "configs", "experiments", "scripts")
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
