@@ -5,14 +5,13 @@ Exit statuses: 0 finished or diverged (that is a result), 1 failed, 2 wrong inpu
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -74,8 +73,6 @@ def _report(
     signalled = status == "interrupted" and reason in signal.Signals.__members__
     if in_sweep:
         assert number is not None
-        if sweep.is_worker():
-            _freeze_imports()
         if signalled:
             stop.request(str(reason))
         sweep.report_job(number, {"status": status, "line": line, "figures": _figures(summary)})
@@ -87,17 +84,6 @@ def _report(
     if exit_status:
         sys.exit(exit_status)
     return summary.get("best", {}).get("valid_loss")
-
-
-@cache
-def _freeze_imports() -> None:
-    """Spare the garbage collector what the first job imported, which stays for good.
-
-    joblib's workers collect garbage after a job, once a second at most. With all of torch to look through that takes
-    a fifth of a second: as long as a short job's training.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _result_line(cfg: DictConfig, summary: Record, seconds: float) -> str:
