@@ -23,19 +23,17 @@ from torch import Tensor, nn
 from bipolar import kernels
 from bipolar.errors import check_choice
 
-PATTERNS = ("interleaved", "halves")
-"""`interleaved`: odd indices are flipped (the paper's formula). `halves`: the first half of the indices is flipped
-(the authors' code). Both flip floor(n / 2) of n features."""
+PATTERNS = kernels.PATTERNS
 
 
 def flipped(features: int, pattern: str = "interleaved") -> slice:
     """The indices of the flipped features, as a slice."""
-    return kernels.slices(features, check_choice("pattern", pattern, PATTERNS))[1]
+    return kernels.slices(features, pattern)[1]
 
 
 def upright(features: int, pattern: str = "interleaved") -> slice:
     """The indices of the features that are not flipped, as a slice."""
-    return kernels.slices(features, check_choice("pattern", pattern, PATTERNS))[0]
+    return kernels.slices(features, pattern)[0]
 
 
 def signs(
@@ -49,20 +47,6 @@ def signs(
     result = torch.ones(features, dtype=dtype, device=device)
     result[flipped(features, pattern)] = -1
     return result
-
-
-def _feature_dim(x: Tensor, dim: int, pattern: str) -> int:
-    """`dim` counted from the front, after all that can be wrong with the arguments has been looked at."""
-    check_choice("pattern", pattern, PATTERNS)
-    if not x.is_floating_point():
-        raise TypeError(f"a bipolar activation needs a floating-point tensor, not {x.dtype}")
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an integer, not {dim!r}")
-    if not -x.ndim <= dim < x.ndim:
-        raise IndexError(
-            f"dim={dim} is not a dimension of a tensor of shape {tuple(x.shape)}; dim is the feature dimension"
-        )
-    return dim % x.ndim
 
 
 def bipolar(fn: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1, pattern: str = "interleaved") -> Tensor:
@@ -82,7 +66,15 @@ def bipolar(fn: Callable[[Tensor], Tensor], x: Tensor, dim: int = 1, pattern: st
         ConfigError (a ValueError): unknown pattern. IndexError: x has no dimension `dim`. TypeError: x is not
         floating-point. ValueError: `fn` changes the shape.
     """
-    dim = _feature_dim(x, dim, pattern)
+    if not x.is_floating_point():
+        raise TypeError(f"a bipolar activation needs a floating-point tensor, not {x.dtype}")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an integer, not {dim!r}")
+    if not -x.ndim <= dim < x.ndim:
+        raise IndexError(
+            f"dim={dim} is not a dimension of a tensor of shape {tuple(x.shape)}; dim is the feature dimension"
+        )
+    dim %= x.ndim
     if kernels.is_relu(fn):
         return kernels.bipolar_relu(x, dim, pattern)
     if (parameters := kernels.elu_parameters(fn)) is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -65,3 +67,18 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next ones, where its C library is glibc.
+
+    glibc gives large blocks back to the system and gets them anew, page by page, in every training step: of an
+    activation of 32 MiB that is two thirds of the time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MALLOPT_MMAP_MAX, 0)
+        libc.mallopt(MALLOPT_TRIM_THRESHOLD, 2**31 - 1)
+
+
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # from malloc.h

@@ -203,12 +203,13 @@ def _prepare(cfg: DictConfig) -> _Prepared:
 
     from bipolar import build
     from bipolar.data.streams import TextBatches
-    from bipolar.device import choose_device, choose_precision, set_threads
+    from bipolar.device import choose_device, choose_precision, keep_memory, set_threads
     from bipolar.environment import describe
     from bipolar.seeding import derive_seed, seed_everything
     from bipolar.trainer import Trainer
 
     options = build.trainer_options(cfg)
+    keep_memory()
     threads = set_threads(options.threads)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)

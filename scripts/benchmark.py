@@ -33,8 +33,9 @@ def main() -> int:
         parser.exit(2, f"error: {error}\n")
 
     from benchmarks import report, timing  # imports torch, which --help can do without
-    from bipolar.device import set_threads
+    from bipolar.device import keep_memory, set_threads
 
+    keep_memory()  # as every run does, for both sides
     threads = set_threads(args.threads)
     limits = timing.limits(args.quick)
     made = []
