@@ -19,7 +19,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from bipolar import sweep
+from bipolar import sweep, workers
 from bipolar.errors import ConfigError, nearest
 from bipolar.recording.folder import Record, read_summary
 from bipolar.run import run, run_together
@@ -122,11 +122,14 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
     arguments = flags + [argument for argument in arguments if argument not in ("-m", "--multirun")]
     sys.argv[1:] = arguments
     try:
-        jobs = _jobs_of_sweep(arguments)
-        if jobs is None:
+        planned = _plan(arguments)
+        if planned is None:
             job()
             return 0
-        return _monitored(len(jobs), partial(_run_sweep, jobs, arguments, job))
+        jobs, processes = planned
+        # Hydra's launchers know nothing of ensembles, and joblib's workers each import torch
+        is_hydras = processes is None or (processes == 1 and all(ensemble_size(cfg) == 1 for cfg in jobs))
+        return _monitored(len(jobs), job if is_hydras else partial(_run_all, jobs, processes or 1))
     except ConfigError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -137,14 +140,6 @@ def main(job: Callable[[], Any], arguments: Sequence[str]) -> int:
         message = f"{explain(error)} (in: {' '.join(arguments)})"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
-
-
-def _run_sweep(jobs: Sequence[DictConfig], arguments: Sequence[str], job: Callable[[], Any]) -> None:
-    """With Hydra's launcher; ensembles, which its launchers know nothing of, in as many processes as it would use."""
-    if all(ensemble_size(cfg) == 1 for cfg in jobs):
-        job()
-    else:
-        _run_all(jobs, sweep.workers(get_args_parser().parse_known_args(list(arguments))[0].overrides))
 
 
 def _monitored(total: int, run_all: Callable[[], Any]) -> int:
@@ -164,44 +159,46 @@ def _monitored(total: int, run_all: Callable[[], Any]) -> int:
         return 130
 
 
-def run_jobs(jobs: Sequence[DictConfig], workers: int) -> int:
-    """Run these jobs as one sweep, `workers` at a time, in processes that are started once; returns the exit status.
+def run_jobs(jobs: Sequence[DictConfig], processes: int) -> int:
+    """Run these jobs as one sweep, in up to `processes` processes at a time; returns the exit status.
 
     Raises:
         ConfigError: a wrong option in any of them; none is started then.
     """
-    from bipolar import build
+    _check(jobs, processes)
+    return _monitored(len(jobs), partial(_run_all, jobs, processes))
+
+
+def _check(jobs: Sequence[DictConfig], processes: int) -> None:
+    if processes > 1:
+        workers.prepare()
+    from bipolar import build  # imports torch, which takes as long as for the workers
 
     for cfg in jobs:
         build.check(cfg)
 
-    return _monitored(len(jobs), partial(_run_all, jobs, workers))
 
-
-def _run_all(jobs: Sequence[DictConfig], workers: int) -> None:
+def _run_all(jobs: Sequence[DictConfig], processes: int) -> None:
     groups = [[number] for number in range(len(jobs))]
     if any(ensemble_size(cfg) > 1 for cfg in jobs):
         from bipolar import ensemble
 
         groups = ensemble.groups(jobs)
-    tasks = [
+    tasks: list[workers.Task] = [
         partial(execute, jobs[group[0]], group[0])
         if len(group) == 1
         else partial(execute_together, [jobs[number] for number in group], group)
         for group in groups
     ]
-    if workers == 1:
-        for task in tasks:
-            task()
+    if processes > 1 and len(tasks) > 1:
+        workers.run_all(tasks, processes)
         return
-    from joblib import Parallel, delayed
-
-    # one job at a time to each: joblib would hand out many quick ones at once, and not see a stop between them
-    Parallel(n_jobs=workers, batch_size=1)(delayed(task)() for task in tasks)
+    for task in tasks:
+        task()
 
 
-def _jobs_of_sweep(arguments: Sequence[str]) -> list[DictConfig] | None:
-    """The checked jobs of a sweep; None if this is no sweep."""
+def _plan(arguments: Sequence[str]) -> tuple[list[DictConfig], int | None] | None:
+    """The checked jobs of a sweep, and in how many processes they are to run; None if this is no sweep."""
     args, unknown = get_args_parser().parse_known_args(list(arguments))
     if unknown:
         raise ConfigError(f"there is no flag {unknown[0]}; options are written key=value, without dashes: see --help")
@@ -209,18 +206,15 @@ def _jobs_of_sweep(arguments: Sequence[str]) -> list[DictConfig] | None:
         return None
     if args.config_path or args.config_name:
         raise ConfigError("--config-path and --config-name do not go with -m; --config-dir does")
-    jobs = sweep.expand(args.overrides, args.config_dir)
+    jobs, processes = sweep.plan(args.overrides, args.config_dir)
     to_do = [cfg for cfg in jobs if not is_done(run_folder(cfg))]
-    if to_do:
-        from bipolar import build  # imports torch, which a sweep that is done can do without
-
-        for cfg in to_do:
-            build.check(cfg)
+    if to_do:  # without it, torch is not imported
+        _check(to_do, processes or 1)
     folders = [run_folder(cfg) for cfg in jobs]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
         raise ConfigError(f"two jobs of this sweep are the same run, {twice}")
-    return jobs
+    return jobs, processes
 
 
 def explain(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bipolar.errors import ConfigError, check_choice, check_int
+from bipolar.workers import cores
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -58,15 +59,9 @@ def set_threads(threads: int | None) -> int:
         # A worker of a parallel sweep gets its share of the cores in OMP_NUM_THREADS; torch may have been set to
         # another number by an earlier job in the same process.
         allowed = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(allowed) if allowed.isdigit() and int(allowed) > 0 else _cores()
+        threads = int(allowed) if allowed.isdigit() and int(allowed) > 0 else cores()
     torch.set_num_threads(check_int("threads", threads))
     return torch.get_num_threads()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def keep_memory() -> None:

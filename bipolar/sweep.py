@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -25,11 +24,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bipolar.errors import ConfigError
+from bipolar.workers import POLL_SECONDS, STOP_SIGNALS, cores, deaf
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VARIABLE = "BIPOLAR_SWEEP"
-POLL_SECONDS = 0.2
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -41,13 +39,22 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def expand(overrides: Sequence[str], extra_configs: str | None = None) -> list[DictConfig]:
-    """The configurations of all jobs that `train.py -m` runs for these overrides, in order.
+    """The configurations of all jobs that `train.py -m` runs for these overrides: see `plan`."""
+    return plan(overrides, extra_configs)[0]
+
+
+def plan(overrides: Sequence[str], extra_configs: str | None = None) -> tuple[list[DictConfig], int | None]:
+    """What `train.py -m` is to do for these overrides.
 
     The grid of an experiment or sweep file (`hydra.sweeper.params`) counts, and the overrides go before it.
 
     Args:
         overrides: as on the command line.
         extra_configs: a folder of further configurations, as `--config-dir` names it.
+
+    Returns:
+        The configurations of all jobs, in order; and in how many processes they are to run, None if Hydra's launcher
+        has to see to that, because it is another than its basic one and joblib's, or has options of its own.
 
     Raises:
         ConfigError: a sweep over experiments, whose grids Hydra would silently leave out.
@@ -70,21 +77,25 @@ def expand(overrides: Sequence[str], extra_configs: str | None = None) -> list[D
         base = hydra.compose("train", fixed, return_hydra_config=True)
         grid = [f"{key}={value}" for key, value in (base.hydra.sweeper.get("params") or {}).items()]
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*grid, *overrides]), None)
-        return _compose_all(jobs, parser)
+        return _compose_all(jobs, parser), _processes(base.hydra.launcher)
 
 
-def workers(overrides: Sequence[str]) -> int:
-    """The number of processes that the launcher of this command line would use."""
-    import hydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _processes(launcher: DictConfig) -> int | None:
+    """In how many processes jobs are to run, if that is all that this launcher is asked: several if it is joblib's."""
+    name = launcher._target_.rpartition(".")[2]
+    if name == "BasicLauncher":
+        return 1
+    if name != "JoblibLauncher":
+        return None
+    from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        texts = [
-            text for text in overrides if OverridesParser.create().parse_override(text).key_or_group[:5] == "hydra"
-        ]
-        launcher = hydra.compose("train", texts, return_hydra_config=True).hydra.launcher
-    count = int(launcher.get("n_jobs", 1))
-    return count if count > 0 else max(1, (os.cpu_count() or 1) + 1 + count)
+    asked = {key: value for key, value in launcher.items() if value != getattr(JobLibLauncherConf, str(key), None)}
+    count = asked.pop("n_jobs", -1)
+    if asked:
+        return None
+    if count == 0:
+        raise ConfigError("hydra.launcher.n_jobs=0 is not allowed; give the number of processes, -1 for all cores")
+    return int(count) if count > 0 else max(1, cores() + 1 + int(count))
 
 
 def _compose_all(jobs: list[list[str]], parser: Any) -> list[DictConfig]:
@@ -170,6 +181,7 @@ class Monitor:
         self.records: list[dict[str, Any]] = []
         self.stopped_by: str | None = None
         self._started = time.monotonic()
+        self._is_stopping = False
 
     def __enter__(self) -> Monitor:
         self._folder = Path(tempfile.mkdtemp(prefix="bipolar-sweep-"))
@@ -185,20 +197,15 @@ class Monitor:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
-        # Ctrl-C goes to every process of a terminal, and a job scheduler may send SIGTERM to all. The workers, started
-        # from here on, are to leave them alone (an idle one would die and take the others with it): they stop when they
-        # see the file. This process still hears of them, through the thread just started.
-        if hasattr(signal, "pthread_sigmask"):
-            # Python starts its resource tracker with the first worker otherwise, and unblocks the signal as it does.
-            multiprocessing.resource_tracker.ensure_running()
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # Hydra's launchers start their workers from here on. This process still hears of signals, through the thread.
+        self._deaf = deaf()
+        self._deaf.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        self._deaf.__exit__(kind, value, trace)
         self._ended.set()
         self._thread.join()
         self._collect()
@@ -212,10 +219,10 @@ class Monitor:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stop(self, number: int, frame: Any) -> None:
-        stop = self._folder / "stop"
-        if stop.exists():
+        if self._is_stopping:
             raise KeyboardInterrupt  # the second one does not wait
-        stop.write_text(signal.Signals(number).name)
+        self._is_stopping = True
+        (self._folder / "stop").write_text(signal.Signals(number).name)
         self._write("stopping: every running job saves a checkpoint first (once more to stop at once)")
 
     def _watch(self) -> None:
