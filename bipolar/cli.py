@@ -170,25 +170,33 @@ def run_jobs(jobs: Sequence[DictConfig], processes: int) -> int:
 
 
 def _check(jobs: Sequence[DictConfig], processes: int) -> None:
+    """Raise a ConfigError if one of these jobs cannot be. With several processes, torch is imported in them alone."""
     if processes > 1:
         workers.prepare()
-    from bipolar import build  # imports torch, which takes as long as for the workers
+    problem = workers.call(partial(_problem, jobs)) if processes > 1 else _problem(jobs)
+    if problem is not None:
+        raise ConfigError(problem)
 
-    for cfg in jobs:
-        build.check(cfg)
+
+def _problem(jobs: Sequence[DictConfig]) -> str | None:
+    from bipolar import build
+
+    try:
+        for cfg in jobs:
+            build.check(cfg)
+    except ConfigError as error:
+        return str(error)
+    except OmegaConfBaseException as error:
+        return explain(error)
+    return None
 
 
 def _run_all(jobs: Sequence[DictConfig], processes: int) -> None:
-    groups = [[number] for number in range(len(jobs))]
-    if any(ensemble_size(cfg) > 1 for cfg in jobs):
-        from bipolar import ensemble
-
-        groups = ensemble.groups(jobs)
     tasks: list[workers.Task] = [
         partial(execute, jobs[group[0]], group[0])
         if len(group) == 1
         else partial(execute_together, [jobs[number] for number in group], group)
-        for group in groups
+        for group in sweep.ensembles(jobs)
     ]
     if processes > 1 and len(tasks) > 1:
         workers.run_all(tasks, processes)

@@ -12,15 +12,12 @@ weights are a grouped convolution, which is slower than one after another): docs
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from bipolar.activations import Bipolar
@@ -29,27 +26,11 @@ from bipolar.device import autocast
 from bipolar.errors import ConfigError
 from bipolar.networks.elementwise import Activation, is_elementwise
 from bipolar.networks.mlp import MLP
-from bipolar.runs import ensemble_size
 from bipolar.schedules import Plateau
 from bipolar.trainer import Outcome, Trainer, TrainerOptions
 
 OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
 """Optimizers that treat each element by itself."""
-
-
-def groups(jobs: Sequence[DictConfig]) -> list[list[int]]:
-    """The numbers of jobs that are to be trained together, in order: those that differ in their seed alone."""
-    alike: dict[str, list[int]] = defaultdict(list)
-    for number, cfg in enumerate(jobs):
-        description = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(description, dict)
-        description["seed"] = number if ensemble_size(cfg) == 1 else None
-        alike[json.dumps(description, sort_keys=True, default=str)].append(number)
-    return [
-        numbers[start : start + ensemble_size(jobs[numbers[0]])]
-        for numbers in alike.values()
-        for start in range(0, len(numbers), ensemble_size(jobs[numbers[0]]))
-    ]
 
 
 def check(model: nn.Module | None, optimizer: torch.optim.Optimizer, schedule: Any, options: TrainerOptions) -> None:

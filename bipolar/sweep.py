@@ -16,14 +16,16 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bipolar.errors import ConfigError
+from bipolar.runs import ensemble_size
 from bipolar.workers import POLL_SECONDS, STOP_SIGNALS, cores, deaf
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -135,6 +137,21 @@ def _choices_and_values(job: Sequence[str], parser: Any) -> tuple[tuple[str, ...
         else:
             choices.append(text)
     return tuple(choices), values
+
+
+def ensembles(jobs: Sequence[DictConfig]) -> list[list[int]]:
+    """The numbers of jobs that are to be trained together, in order: those that differ in their seed alone."""
+    alike: dict[str, list[int]] = defaultdict(list)
+    for number, cfg in enumerate(jobs):
+        description = OmegaConf.to_container(cfg, resolve=False)
+        assert isinstance(description, dict)
+        description["seed"] = number if ensemble_size(cfg) == 1 else None
+        alike[json.dumps(description, sort_keys=True, default=str)].append(number)
+    return [
+        numbers[start : start + ensemble_size(jobs[numbers[0]])]
+        for numbers in alike.values()
+        for start in range(0, len(numbers), ensemble_size(jobs[numbers[0]]))
+    ]
 
 
 def report_job(number: int, record: dict[str, Any]) -> None:

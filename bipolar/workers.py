@@ -55,6 +55,29 @@ def deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def call(function: Callable[[], Any]) -> Any:
+    """What `function`, which can be pickled and raises nothing, returns in a process of its own."""
+    receiver, sender = _context().Pipe(duplex=False)
+    process = _context().Process(target=_answer, args=(function, sender, dict(os.environ)))
+    with deaf():
+        process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"a worker died with exit code {process.exitcode}") from None
+
+
+def _answer(function: Callable[[], Any], sender: Any, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sender.send(function())
+
+
+def _context() -> Any:
+    return multiprocessing.get_context(METHOD)
+
+
 def run_all(tasks: Sequence[Task], count: int) -> None:
     """Run tasks, which can be pickled and raise nothing, in order in up to `count` processes.
 
@@ -62,10 +85,9 @@ def run_all(tasks: Sequence[Task], count: int) -> None:
         RuntimeError: a process died (of memory, perhaps). The others have gone on, and its task is not done.
     """
     count = min(count, len(tasks))
-    context: Any = multiprocessing.get_context(METHOD)
-    taken = context.Value("l", 0)
+    taken = _context().Value("l", 0)
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // count)), **os.environ}
-    processes = [context.Process(target=_work, args=(tasks, taken, environment)) for _ in range(count)]
+    processes = [_context().Process(target=_work, args=(tasks, taken, environment)) for _ in range(count)]
     try:
         with deaf():
             for process in processes:

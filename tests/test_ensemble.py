@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY, compose
 
-from bipolar import build, ensemble, sweep
+from bipolar import build, sweep
 from bipolar.errors import ConfigError
 from bipolar.recording.folder import read_summary
 from bipolar.run import run, run_together
@@ -213,7 +213,7 @@ def test_a_second_signal_interrupts_all(configs):
 
 def test_groups_are_runs_that_differ_in_their_seed_alone():
     jobs = sweep.expand([*TINY, *PLAIN, "trainer.ensemble=3", "optimizer.lr=0.1,0.2", "seed=range(5)"])
-    found = ensemble.groups(jobs)
+    found = sweep.ensembles(jobs)
     assert sorted(itertools.chain(*found)) == list(range(10))
     assert sorted(map(len, found)) == [2, 2, 3, 3]
     for group in found:
@@ -223,7 +223,7 @@ def test_groups_are_runs_that_differ_in_their_seed_alone():
 
 def test_without_the_option_each_is_alone():
     jobs = sweep.expand([*TINY, *PLAIN, "seed=range(5)"])
-    assert ensemble.groups(jobs) == [[0], [1], [2], [3], [4]]
+    assert sweep.ensembles(jobs) == [[0], [1], [2], [3], [4]]
 
 
 def test_the_option_is_no_part_of_a_runs_identity(configs):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -25,11 +26,11 @@ def leave(folder, number, seconds=0.0):
         "pid": os.getpid(),
         "has_torch": "torch" in sys.modules,
         "threads": os.environ["OMP_NUM_THREADS"],
-        "cwd": os.getcwd(),
+        "cwd": str(Path.cwd()),
         "variable": os.environ.get("TEST_VARIABLE"),
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
     }
-    with open(folder / f"{number}.json", "x") as file:  # once
+    with (folder / f"{number}.json").open("x") as file:  # once
         json.dump(facts, file)
 
 
@@ -81,7 +82,7 @@ def test_workers_take_no_further_task_when_their_parent_was_killed(tmp_path):
         f"folder = Path({str(tmp_path)!r})\n"
         "workers.run_all([partial(test_workers.leave, folder, number, 1.0) for number in range(100)], 2)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     while not done_files(tmp_path):
         assert process.poll() is None
@@ -96,6 +97,15 @@ def test_workers_take_no_further_task_when_their_parent_was_killed(tmp_path):
 
 def done_files(folder):
     return sorted(path.name for path in folder.glob("*.json"))
+
+
+def test_a_call_returns_what_the_function_does():
+    assert workers.call(partial(divmod, 7, 2)) == (3, 1)
+
+
+def test_a_call_in_which_the_process_dies():
+    with pytest.raises(RuntimeError, match="died with exit code -9"):
+        workers.call(partial(die, None, 0))
 
 
 def test_the_users_signals_are_heard_again_afterwards():
