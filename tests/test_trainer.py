@@ -716,3 +716,22 @@ def test_channels_last_is_the_layout_of_images(channels_last):
     inputs = batches._prepare(torch.zeros(4, 8, 8, 3, dtype=torch.uint8))
     assert inputs.is_contiguous() != channels_last
     assert inputs.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ((), True),
+        (("optimizer=adamw",), True),
+        (("+optimizer.foreach=true",), None),
+        (("+optimizer.fused=false",), False),
+        (("optimizer._target_=torch.optim.Rprop", "~optimizer.momentum", "~optimizer.nesterov",
+          "~optimizer.weight_decay"), None),
+        # torch's fused SGD takes its first momentum from memory at random after a skipped step
+        (("trainer.precision=float16",), None),
+    ],
+)  # fmt: skip
+def test_all_weights_are_updated_in_one_call_where_that_can_be(tiny_config, options, fused):
+    cfg = tiny_config(*options)
+    made = build.optimizer(cfg, torch.nn.Linear(3, 2))
+    assert made.param_groups[0].get("fused") is fused
