@@ -16,16 +16,17 @@ report is made from the archives (as scripts/report.py does).
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bipolar import cli
+from bipolar import cli, workers
 from bipolar.environment import command
 from bipolar.errors import ConfigError, nearest
 from bipolar.runs import is_done, read_run, reuse, run_folder
 from bipolar.sweep import CONFIGS, expand
-from experiments import claim_of, ordered
+from experiments import claim_of
 from experiments.reporting import provenance
 
 ROOT = CONFIGS.parent
@@ -100,16 +101,23 @@ def main() -> int:
         print(f"nothing to do: all {len(folders)} runs are finished and {results}/report.md is made from them")
         return 0
 
-    from experiments.reporting import records, report  # imports matplotlib
+    from experiments.reporting import report  # imports matplotlib
 
     try:
-        for claim in ordered(claims):
-            records.write(results / claim, [read_run(folder) for folder in claims[claim]])
+        archive = [partial(_archive, results / claim, members) for claim, members in claims.items()]
+        archive.sort(key=lambda task: -len(task.args[1]))
+        workers.run_all(archive, args.workers)
         report.write(args.profile, results, command(), args.workers)
     except ConfigError as error:
         parser.exit(2, f"error: {error}\n")
     print(f"wrote {results}/report.md from {len(folders)} runs ({time.monotonic() - started:.0f} s)")
     return 0
+
+
+def _archive(target: Path, folders: list[Path]) -> None:
+    from experiments.reporting import records
+
+    records.write(target, [read_run(folder) for folder in folders])
 
 
 if __name__ == "__main__":
