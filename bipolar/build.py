@@ -212,8 +212,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: one line: what is wrong, what is allowed, the nearest name.
     """
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise ConfigError(f"seed={cfg.seed!r} is not allowed; give an integer of at least 0")
+    check_seed(cfg)
     for name in ("output_root", "experiment_name"):
         if not isinstance(cfg[name], str) or not cfg[name]:
             raise ConfigError(f"{name}={cfg[name]!r} is not allowed; give the name of a folder")
@@ -233,6 +232,10 @@ def check(cfg: DictConfig) -> None:
         from bipolar import ensemble
 
         ensemble.check(meta_network(cfg), made_optimizer, made_schedule, options)
+
+
+def check_seed(cfg: DictConfig) -> None:
+    check_int("seed", cfg.seed, 0)
 
 
 _tried: set[str] = set()

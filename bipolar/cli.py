@@ -183,6 +183,8 @@ def _problem(jobs: Sequence[DictConfig]) -> str | None:
 
     try:
         for cfg in jobs:
+            build.check_seed(cfg)
+        for cfg in {sweep.but_for_seed(cfg): cfg for cfg in jobs}.values():
             build.check(cfg)
     except ConfigError as error:
         return str(error)

@@ -139,14 +139,18 @@ def _choices_and_values(job: Sequence[str], parser: Any) -> tuple[tuple[str, ...
     return tuple(choices), values
 
 
+def but_for_seed(cfg: DictConfig) -> str:
+    """A text that is the same for configurations that differ in their seed alone."""
+    description = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(description, dict)
+    return json.dumps({**description, "seed": None}, sort_keys=True, default=str)
+
+
 def ensembles(jobs: Sequence[DictConfig]) -> list[list[int]]:
     """The numbers of jobs that are to be trained together, in order: those that differ in their seed alone."""
     alike: dict[str, list[int]] = defaultdict(list)
     for number, cfg in enumerate(jobs):
-        description = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(description, dict)
-        description["seed"] = number if ensemble_size(cfg) == 1 else None
-        alike[json.dumps(description, sort_keys=True, default=str)].append(number)
+        alike[str(number) if ensemble_size(cfg) == 1 else but_for_seed(cfg)].append(number)
     return [
         numbers[start : start + ensemble_size(jobs[numbers[0]])]
         for numbers in alike.values()

@@ -53,6 +53,8 @@ def main() -> int:
         parser.exit(2, "error: with other options these are not the profile's results; give a folder: --results\n")
 
     started = time.monotonic()
+    if args.workers > 1 and not (Path(args.output_root) / args.profile).exists():
+        workers.prepare()  # there is something to do
     parts = sorted(path.stem for path in (EXPERIMENTS / args.profile).glob("*.yaml"))
     for part in parts:
         if not (ROOT / "experiments" / f"{claim_of(part)}.py").exists():
