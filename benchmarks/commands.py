@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.timing import Case
+from benchmarks.timing import Case, scratch
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("network.depth=4", "network.width=64", "trainer.epochs=40")
@@ -28,7 +27,7 @@ def seconds(*command: str) -> Callable[[], float]:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    root = tempfile.mkdtemp(prefix="bipolar-bench-")
+    root = scratch()
     train = (sys.executable, "scripts/train.py")
     bare = seconds(sys.executable, "-c", "import torch")
     fresh = iter(range(10**6))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import Case
+from benchmarks.timing import Case, scratch
 from benchmarks.training import step
 from bipolar import BReLU
 from bipolar.networks.cnn import CNN
@@ -26,7 +25,7 @@ def runs(activation: str, steps: int, together: bool) -> Callable[[], float]:
                f"trainer.max_steps={steps}", f"trainer.ensemble={SEEDS if together else 1}"]  # fmt: skip
 
     def action() -> float:
-        root = tempfile.mkdtemp(prefix="bipolar-bench-")
+        root = scratch()
         configs = [compose([*options, f"output_root={root}", f"seed={seed}"]) for seed in range(SEEDS)]
         started = time.perf_counter()
         if together:

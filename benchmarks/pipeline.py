@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import Case, synchronize
+from benchmarks.timing import Case, scratch, synchronize
 from bipolar.networks.cnn import CNN
 from bipolar.run import run
 from bipolar.sweep import compose
@@ -51,7 +49,7 @@ def cases(quick: bool) -> Iterator[Case]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size * size, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, len(images))
-    folder = Path(tempfile.mkdtemp(prefix="bipolar-bench-"))
+    folder = scratch()
     np.savez(
         folder / "images.npz", x_train=images, y_train=labels, x_test=images[:batch_size], y_test=labels[:batch_size]
     )

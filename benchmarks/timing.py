@@ -6,11 +6,15 @@ side that goes first changes every time.
 
 from __future__ import annotations
 
+import atexit
 import gc
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 Action = Callable[[], Any]
@@ -140,6 +144,13 @@ def _timer(action: Action, times_itself: bool, shortest: float) -> Seconds:
         return (time.perf_counter() - started) / calls
 
     return sample
+
+
+def scratch() -> Path:
+    """A folder that is there until this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="bipolar-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def synchronize() -> None:

@@ -165,7 +165,7 @@ def run_jobs(jobs: Sequence[DictConfig], processes: int) -> int:
     Raises:
         ConfigError: a wrong option in any of them; none is started then.
     """
-    _check(jobs, processes)
+    _check(jobs, min(processes, len(jobs)))
     return _monitored(len(jobs), partial(_run_all, jobs, processes))
 
 
@@ -200,7 +200,8 @@ def _run_all(jobs: Sequence[DictConfig], processes: int) -> None:
         else partial(execute_together, [jobs[number] for number in group], group)
         for group in sweep.ensembles(jobs)
     ]
-    if processes > 1 and len(tasks) > 1:
+    # where there is nothing for a second process to do, none is worth its start
+    if processes > 1 and len(tasks) > 1 and sum(not is_done(run_folder(cfg)) for cfg in jobs) > 1:
         workers.run_all(tasks, processes)
         return
     for task in tasks:
@@ -219,7 +220,7 @@ def _plan(arguments: Sequence[str]) -> tuple[list[DictConfig], int | None] | Non
     jobs, processes = sweep.plan(args.overrides, args.config_dir)
     to_do = [cfg for cfg in jobs if not is_done(run_folder(cfg))]
     if to_do:  # without it, torch is not imported
-        _check(to_do, processes or 1)
+        _check(to_do, min(processes or 1, len(to_do)))
     folders = [run_folder(cfg) for cfg in jobs]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:

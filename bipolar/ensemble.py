@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bipolar.activations import Bipolar
 from bipolar.data.batches import Batch
 from bipolar.device import autocast
-from bipolar.errors import ConfigError
+from bipolar.errors import ConfigError, throw
 from bipolar.networks.elementwise import Activation, is_elementwise
 from bipolar.networks.mlp import MLP
 from bipolar.schedules import Plateau
@@ -199,7 +199,7 @@ def train(trainers: Sequence[Trainer]) -> Iterator[tuple[int, Callable[[], Outco
             except StopIteration as ended:
                 result = partial(_return, ended.value)
             except Exception as error:
-                result = partial(_raise, error)
+                result = partial(throw, error)
             del loops[number]
             ensemble = None
             yield number, result
@@ -216,7 +216,3 @@ def train(trainers: Sequence[Trainer]) -> Iterator[tuple[int, Callable[[], Outco
 
 def _return(outcome: Outcome) -> Outcome:
     return outcome
-
-
-def _raise(error: Exception) -> Outcome:
-    raise error

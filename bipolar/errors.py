@@ -28,6 +28,11 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {names[matches[0]]!r}?)" if matches else ""
 
 
+def throw(error: BaseException) -> Any:
+    """`raise`, as a function."""
+    raise error
+
+
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     names = list(allowed)
     if value not in names:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 
-from bipolar.errors import ConfigError
+from bipolar.errors import ConfigError, throw
 from bipolar.recording.folder import SUMMARY, FileRecorder, Record, read_summary, write_json
 from bipolar.runs import is_done, run_folder
 
@@ -62,7 +62,7 @@ def run_together(cfgs: Sequence[DictConfig], stop: StopCheck = lambda: None) -> 
             try:
                 trainer = _go_on(partial(next, running))
             except Exception as error:
-                yield number, partial(_raise, error)
+                yield number, partial(throw, error)
                 continue
             if isinstance(trainer, dict):
                 yield number, partial(dict, trainer)
@@ -75,7 +75,7 @@ def run_together(cfgs: Sequence[DictConfig], stop: StopCheck = lambda: None) -> 
                 yield numbers[index], partial(_end, running, ended)
         except BaseException as error:  # of all that are left
             for number, (running, _) in started.items():
-                yield number, partial(_end, running, partial(_raise, error))
+                yield number, partial(_end, running, partial(throw, error))
 
 
 def _end(running: Running, train: Callable[[], Outcome]) -> Record:
@@ -97,10 +97,6 @@ def _go_on(action: Callable[[], Trainer]) -> Trainer | Record:
     except StopIteration as ended:
         summary: Record = ended.value
         return summary
-
-
-def _raise(error: BaseException) -> Any:
-    raise error
 
 
 def _running(
@@ -167,7 +163,7 @@ def _running(
                 summary = _summary(trainer, "failed", None)
                 raise
         except ConfigError as error:  # a logger that cannot start: nothing was trained, so nothing is left
-            summary = _record_failure(folder, error)
+            summary = _record_failure(folder, error, {"wall_seconds": spent})
             if not resuming:
                 shutil.rmtree(folder)
             raise

@@ -64,17 +64,16 @@ class Run:
     """A run read back from its folder."""
 
     folder: Path
-    config: DictConfig
+    options: dict[str, Any]
+    """The configuration, resolved, as plain dictionaries: making one of OmegaConf's takes longer than all else."""
     summary: Record
     environment: Record
     metrics: list[Record]
     activations: list[Record]
 
     @cached_property
-    def options(self) -> dict[str, Any]:
-        """The configuration as plain dictionaries, which are read many times as fast; not to be changed."""
-        container: Any = OmegaConf.to_container(self.config, resolve=True)
-        return dict(container)
+    def config(self) -> DictConfig:
+        return OmegaConf.create(self.options)
 
     @property
     def activation(self) -> str:
@@ -101,11 +100,11 @@ def read_run(folder: Path) -> Run:
     summary = read_summary(folder)
     if summary is None:
         raise FileNotFoundError(f"{folder} holds no finished run (no summary.json)")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
+    options = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    assert isinstance(options, dict)
     return Run(
         folder=folder,
-        config=config,
+        options={str(key): value for key, value in options.items()},
         summary=summary,
         environment=read_json(folder / "environment.json"),
         metrics=read_jsonl(folder / METRICS),

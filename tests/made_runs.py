@@ -43,7 +43,7 @@ def made_run(
     figures = {"train_loss": metrics[-2]["loss"], "valid_error": chance.random(), "test_error": chance.random()}
     return Run(
         folder=Path("/secret/outputs", experiment, run_id or f"{activation}-cnn-seed{seed}-{len(overrides)}"),
-        config=config,
+        options=OmegaConf.to_container(config),
         summary={
             "status": status, "reason": None, "steps": 20, "total_steps": 20, "parameters": 72442, "final": figures,
             "best": {"step": 10, "valid_loss": None}, "images_per_second": 5.0, "training_seconds": 3.0,

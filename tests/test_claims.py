@@ -172,7 +172,7 @@ def test_cifar100_has_no_say_in_a_claim_about_cifar10():
         {name: WORSE[name] for name in names}, "network=resnet", errors=0.2, experiment="paper/resnet-cifar100"
     )
     for run in hundred:
-        run.config.dataset.name = "cifar100"
+        run.options["dataset"]["name"] = "cifar100"
     found = resnet.verdict(ten + hundred)
     assert found.verdict == SUPPORTED
     assert len(found.primary) == 1

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from made_runs import made_run
-from omegaconf import OmegaConf
 from test_claims import BETTER, SAME, WORSE, diverged, trained
 
 from bipolar.runs import Run
@@ -59,7 +58,7 @@ def test_every_part_is_looked_at_and_none_but_the_main_one_decides() -> None:
         "text8": grid(WORSE, part="text8"),
         "pilot": grid(SAME, part="pilot"),
         "twins": [
-            replace(run, config=OmegaConf.merge(run.config, {"twin": twin}))
+            replace(run, options={**run.options, "twin": twin})
             for run in grid({"brelu": 1.0, "belu": 1.0}, part="twins")
             for twin in (False, True)
         ],

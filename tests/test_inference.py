@@ -102,7 +102,7 @@ def test_equal_twins_differ_by_exactly_zero():
     assert not made([1.0] * 3, [1.0] * 3).is_exactly_zero  # counts that end at the same ceiling, say
 
 
-@settings(deadline=None, max_examples=25)  # statsmodels collects garbage at every call
+@settings(deadline=None, max_examples=10)  # statsmodels collects garbage at every call
 @given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.04, 1.0]), min_size=1, max_size=12))
 def test_correction_for_several_is_holms(values):
     assert holm(values).tolist() == multipletests(values, method="holm")[1].tolist()

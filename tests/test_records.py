@@ -64,9 +64,9 @@ def test_values_of_another_type_are_not_taken_for_equal(tmp_path: Path) -> None:
     values = [1, 1.0, True, None, "1", {}, {"a": {}}]
     runs = [made_run(seed=seed) for seed in range(len(values))]
     for run, value in zip(runs, values, strict=True):
-        OmegaConf.update(run.config, "network.extra", value, force_add=True)
+        run.options["network"]["extra"] = value
     records.write(tmp_path, runs)
-    back = [OmegaConf.to_container(run.config)["network"]["extra"] for run in records.read(tmp_path)]
+    back = [run.options["network"]["extra"] for run in records.read(tmp_path)]
     assert [repr(value) for value in back] == [repr(value) for value in values]
 
 

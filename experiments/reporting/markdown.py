@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -165,7 +165,7 @@ def section(profile: str, claim: Claim) -> list[str]:
 
 def commands(profile: str, runs: Sequence[Run]) -> list[str]:
     """That make these runs, and all of the profile's."""
-    experiments = dict.fromkeys(str(run.config.experiment_name) for run in runs)
+    experiments = dict.fromkeys(run.options["experiment_name"] for run in runs)
     return [
         *(f"python scripts/train.py -m experiment={experiment}" for experiment in experiments),
         f"make reproduce PROFILE={profile}   # these and the others of the profile, and this report",
@@ -229,23 +229,23 @@ def what_was_run(runs: Sequence[Run]) -> str:
 
 
 def _part(name: str, runs: list[Run]) -> str:
-    configs = [run.config for run in runs]
+    configs = [run.options for run in runs]
     diverged = sum(run.summary["status"] == "diverged" for run in runs)
     steps = _distinct(run.summary["total_steps"] for run in runs)
     end = "overflowed" if steps == [0] else "diverged"
     count = f"{len(runs)} runs" + (f", {diverged} of them {end}" if diverged else "")
-    batch = _listed(_distinct(config.trainer.batch_size for config in configs)) + " samples"
-    if "sequence_length" in configs[0].dataset:
-        lengths = _listed(_distinct(config.dataset.sequence_length for config in configs))
+    batch = _listed(_distinct(config["trainer"]["batch_size"] for config in configs)) + " samples"
+    if "sequence_length" in configs[0]["dataset"]:
+        lengths = _listed(_distinct(config["dataset"]["sequence_length"] for config in configs))
         batch = batch.replace(" samples", f" sequences of {lengths} characters")
     training = (
         f"none: the networks as initialized, one batch of {batch}"
         if steps == [0]
         else f"{_listed(steps)} updates of {batch}; {_choice(configs, 'optimizer')}; learning rate schedule "
-        f"{_listed(_distinct(config.scheduler.name for config in configs))}"
+        f"{_listed(_distinct(config['scheduler']['name'] for config in configs))}"
     )
     activations = _listed(_distinct(label(run.activation) for run in runs))
-    how = _options([config.activation for config in configs], only={"pattern"})
+    how = _options([config["activation"] for config in configs], only={"pattern"})
     lines = [
         f"activations: {activations}" + (f" ({how})" if how else ""),
         f"seeds: {_seeds(_distinct(run.seed for run in runs))}",
@@ -261,19 +261,19 @@ def _part(name: str, runs: list[Run]) -> str:
 
 def _choice(configs: Sequence[Any], group: str) -> str:
     """The choices made of a configuration group, each with its options."""
-    names = _distinct(config[group].name for config in configs)
+    names = _distinct(config[group]["name"] for config in configs)
     texts = []
     for name in names:
-        options = _options([config[group] for config in configs if config[group].name == name])
+        options = _options([config[group] for config in configs if config[group]["name"] == name])
         texts.append(f"{name} ({options})" if options else name)
     return "; ".join(texts)
 
 
 def _data(runs: Sequence[Run]) -> str:
     texts = []
-    for name in _distinct(data_name(run.config) for run in runs):
-        those = [run for run in runs if data_name(run.config) == name]
-        members = [run.config.dataset for run in those]
+    for name in _distinct(data_name(run.options) for run in runs):
+        those = [run for run in runs if data_name(run.options) == name]
+        members = [run.options["dataset"] for run in those]
         options = _options(members, only={"train_size", "shape", "separation", "mean", "evaluation_size"})
         augmented = _options([member.get("augment", {}) for member in members], leave={"padding_mode"})
         digests = _listed(_distinct(run.environment["text"]["digest"] for run in those if "text" in run.environment))
@@ -283,13 +283,13 @@ def _data(runs: Sequence[Run]) -> str:
     return "; ".join(texts)
 
 
-def data_name(config: Any) -> str:
+def data_name(options: Mapping[str, Any]) -> str:
     """What a run's data set is called everywhere."""
-    dataset = config.dataset
+    dataset = options["dataset"]
     if dataset.get("path"):
-        file = Path(dataset.path).name
+        file = Path(dataset["path"]).name
         return DATA_FILES.get(file, file)
-    return DATA_SETS.get(dataset.name, dataset.name)
+    return DATA_SETS.get(dataset["name"], dataset["name"])
 
 
 def _options(groups: Sequence[Any], only: set[str] | None = None, leave: Iterable[str] = ()) -> str:

@@ -110,10 +110,10 @@ def restore(folder: Path, output_root: Path) -> int:
 
 
 def _run(head: Record, line: Record) -> Run:
-    config = OmegaConf.create(_merged(head["config"], line["config"]))
+    options = _merged(head["config"], line["config"])
     return Run(
-        folder=Path(config.experiment_name, line["summary"]["run_id"]),
-        config=config,
+        folder=Path(options["experiment_name"], line["summary"]["run_id"]),
+        options=options,
         summary=line["summary"],
         environment=_merged(head["environment"], line["environment"]),
         metrics=_rows(line["metrics"]),
