@@ -231,7 +231,7 @@ def check(cfg: DictConfig) -> None:
     if options.ensemble > 1:
         from bipolar import ensemble
 
-        ensemble.check(meta_network(cfg), made_optimizer, made_schedule, options)
+        ensemble.check(hollow_network(cfg), made_optimizer, made_schedule, options)
 
 
 def check_seed(cfg: DictConfig) -> None:
@@ -247,13 +247,13 @@ def _try_network(cfg: DictConfig) -> None:
     parts = [OmegaConf.to_container(part, resolve=True) for part in (cfg.activation, cfg.network, samples)]
     key = json.dumps([*parts, cfg.twin], default=str)
     if key not in _tried:
-        if (model := meta_network(cfg)) is not None:
+        if (model := hollow_network(cfg)) is not None:
             twin(cfg, model)
         _tried.add(key)
 
 
-def meta_network(cfg: DictConfig) -> nn.Module | None:
-    """The network without its values (on the meta device), after a try with two samples.
+def hollow_network(cfg: DictConfig) -> nn.Module | None:
+    """The network with arbitrary values, after a try with two samples.
 
     None where it cannot be told: for a user's own network and data whose shape is not known before one looks at them.
     """
@@ -264,20 +264,27 @@ def meta_network(cfg: DictConfig) -> nn.Module | None:
     if "shape" in cfg.dataset:
         with _group("dataset"):
             shape, classes = check_shape(cfg.dataset.shape), check_int("classes", cfg.dataset.classes)
+    are_ours = _is_known(cfg.network._target_) and _is_known(cfg.activation._target_)
     if cfg.dataset.name not in SHAPES and not is_text(cfg) and not _is_known(cfg.network._target_):
         return None
+    # Without values nothing is allocated or drawn. But torch computes the shapes of a layer in Python then, which takes
+    # 30 times what two samples take in memory as it is found; a user's module may keep tensors that do not move there.
+    device = "cpu" if are_ours else "meta"
     with torch.device("meta"):
         model = network(cfg, shape, classes)
-        if isinstance(model, Recurrent) != is_text(cfg):
-            what, others = ("a text", "images") if is_text(cfg) else ("no text", "text")
-            raise ConfigError(
-                f"network={cfg.network.name} does not go with dataset={cfg.dataset.name}: it reads {others}, and this "
-                f"is {what}"
-            )
-        try:
-            model(torch.zeros(2, 2, dtype=torch.long) if is_text(cfg) else torch.empty(2, *shape))
-        except (TypeError, IndexError) as error:
-            if not (_is_known(cfg.activation._target_) and _is_known(cfg.network._target_)):
-                raise
-            raise ConfigError(f"{_options(cfg.activation)} cannot be used: {str(error).splitlines()[0]}") from error
+    if are_ours:
+        model = model.to_empty(device=device)
+    if isinstance(model, Recurrent) != is_text(cfg):
+        what, others = ("a text", "images") if is_text(cfg) else ("no text", "text")
+        raise ConfigError(
+            f"network={cfg.network.name} does not go with dataset={cfg.dataset.name}: it reads {others}, and this "
+            f"is {what}"
+        )
+    try:
+        with torch.device(device), torch.no_grad():
+            model(torch.zeros(2, 2, dtype=torch.long) if is_text(cfg) else torch.zeros(2, *shape))
+    except (TypeError, IndexError) as error:
+        if not are_ours:
+            raise
+        raise ConfigError(f"{_options(cfg.activation)} cannot be used: {str(error).splitlines()[0]}") from error
     return model

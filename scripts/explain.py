@@ -23,7 +23,7 @@ def report(cfg: DictConfig) -> str:
 
     if cfg.twin:
         raise ConfigError("twin=true is not allowed here; leave it out to see whether the network equals its twin")
-    model = build.meta_network(cfg)
+    model = build.hollow_network(cfg)
     if model is None:
         raise ConfigError(f"the samples' shape is not known for dataset={cfg.dataset.name}; choose another data set")
     try:

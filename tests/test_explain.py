@@ -89,7 +89,7 @@ def test_the_verdict(overrides, verdict, explain):
     assert empty == ""
     assert last.startswith(verdict)
     assert last.endswith(".")
-    model = build.meta_network(sweep.compose(overrides))
+    model = build.hollow_network(sweep.compose(overrides))
     rows = rows_of(model)
     assert len(table) == len(rows) + 1
     for line, row in zip(table[1:], rows, strict=True):
