@@ -267,12 +267,13 @@ def hollow_network(cfg: DictConfig) -> nn.Module | None:
     are_ours = _is_known(cfg.network._target_) and _is_known(cfg.activation._target_)
     if cfg.dataset.name not in SHAPES and not is_text(cfg) and not _is_known(cfg.network._target_):
         return None
-    # Without values nothing is allocated or drawn. But torch computes the shapes of a layer in Python then, which takes
-    # 30 times what two samples take in memory as it is found; a user's module may keep tensors that do not move there.
-    device = "cpu" if are_ours else "meta"
     with torch.device("meta"):
         model = network(cfg, shape, classes)
-    if are_ours:
+    # Without values nothing is allocated or drawn, but torch computes a layer's shapes in Python then: 30 times what two
+    # samples take in memory as it is found. A user's module may keep tensors that do not move there.
+    is_small = sum(parameter.numel() for parameter in model.parameters()) <= 2**24
+    device = "cpu" if are_ours and is_small else "meta"
+    if device == "cpu":
         model = model.to_empty(device=device)
     if isinstance(model, Recurrent) != is_text(cfg):
         what, others = ("a text", "images") if is_text(cfg) else ("no text", "text")
