@@ -269,8 +269,8 @@ def hollow_network(cfg: DictConfig) -> nn.Module | None:
         return None
     with torch.device("meta"):
         model = network(cfg, shape, classes)
-    # Without values nothing is allocated or drawn, but torch computes a layer's shapes in Python then: 30 times what two
-    # samples take in memory as it is found. A user's module may keep tensors that do not move there.
+    # Without values nothing is allocated or drawn, but torch computes a layer's shapes in Python then, 30 times as slow
+    # as two samples in memory as it is found. A user's module may keep tensors that do not move there.
     is_small = sum(parameter.numel() for parameter in model.parameters()) <= 2**24
     device = "cpu" if are_ours and is_small else "meta"
     if device == "cpu":
